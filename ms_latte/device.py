@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that selects a device, forces and reads back its precision, and chooses formulations.
+
+A *formulation* is one way to write an operation; all of an operation's formulations are the same mathematics
+and stand in one table, `ms_latte.models.layers.FORMULATIONS`. A device selects one of each; nothing else in
+the code depends on it.
+"""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+DEVICES = ("CPU", "Ascend")
+
+# MindSpore's CPU kernels copy a reshaped view for every consumer, broadcast and transpose element by element,
+# and run LayerNorm and GELU on one thread; the CPU column avoids that. The Ascend column is the plain
+# documented operator. The Ascend column has not yet run on the device.
+BY_DEVICE = {
+    "CPU": {
+        "linear": "matmul_bias_add",
+        "layer_norm": "composed",
+        "gelu_tanh": "sigmoid",
+        "patch_conv": "unfold",
+        "heads": "gather",
+        "spread": "gather",
+    },
+    "Ascend": {
+        "linear": "dense",
+        "layer_norm": "native",
+        "gelu_tanh": "native",
+        "patch_conv": "native",
+        "heads": "transpose",
+        "spread": "broadcast",
+    },
+}
+
+_selected = dict(BY_DEVICE["CPU"])
+
+
+class DeviceError(RuntimeError):
+    """The environment cannot run what was asked; the message names the remedy."""
+
+
+@dataclass
+class DeviceReport:
+    """What the process runs on, as read back from MindSpore."""
+
+    device: str
+    mindspore: str
+    numpy: str
+    settings: dict = field(default_factory=dict)
+
+
+def check_environment():
+    """Raise DeviceError if NumPy 2 is installed: MindSpore 2.10 is compiled against NumPy 1 and fails inside
+    operators.""" import numpy
+
+    if int(numpy.__version__.split(".")[0]) >= 2:
+        raise DeviceError(
+            f"numpy {numpy.__version__} is installed, but MindSpore 2.10 is compiled against NumPy 1.x and fails with "
+            "'SystemError: returned a result with an exception set' (its own metadata does not say so). "
+            'Remedy: pip install "numpy>=1.26,<2"'
+        )
+
+
+def select(device_target="Ascend", device_id=None):
+    """Make `device_target` the device of this process, before the first operator, and read the setting back.
+
+    CPU: kernels are launched blockingly, so that errors surface where they arise and two cores are not spent
+    on waiting. Ascend: float32 stays float32 (HF32 off for convolution and matmul, original types kept),
+    deterministic on; not yet run on the device. Returns DeviceReport. Raises DeviceError for an absent or
+    unsupported device.
+    """
+    check_environment()
+    if device_target not in DEVICES:
+        reason = "this port has no GPU formulations" if device_target == "GPU" else "unknown device"
+        raise DeviceError(f"device {device_target!r}: {reason}; expected one of {', '.join(DEVICES)}")
+    os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported, or it has no effect
+    try:
+        import mindspore as ms
+    except ImportError as error:
+        raise DeviceError(
+            f"MindSpore cannot be imported ({error}). Remedy: pip install mindspore==2.10.0"
+        ) from error
+    try:
+        ms.set_device(device_target, device_id) if device_id is not None else ms.set_device(device_target)
+    except (RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        remedy = (
+            "install CANN and run on an Ascend host"
+            if device_target == "Ascend"
+            else "select it before any operator"
+        )
+        raise DeviceError(
+            f"device {device_target} is not available: {first_line}. Remedy: {remedy}"
+        ) from error
+    settings = {}
+    if device_target == "CPU":
+        ms.runtime.launch_blocking()
+        settings["launch"] = "blocking"
+    else:
+        precision = ms.device_context.ascend.op_precision
+        precision.precision_mode("must_keep_origin_dtype")
+        precision.conv_allow_hf32(False)
+        precision.matmul_allow_hf32(False)
+        ms.set_deterministic(True)
+        settings.update(
+            precision_mode="must_keep_origin_dtype", conv_hf32=False, matmul_hf32=False, deterministic=True
+        )
+    actual = ms.get_context("device_target")
+    if actual != device_target:
+        raise DeviceError(
+            f"asked for {device_target}, MindSpore runs on {actual} (it falls back silently); "
+            "remedy: select the device first in a fresh process"
+        )
+    _selected.update(BY_DEVICE[device_target])
+    import numpy
+
+    return DeviceReport(actual, ms.__version__, numpy.__version__, settings)
+
+
+def formulation(operation):
+    """Name of the selected formulation of an operation."""
+    return _selected[operation]
+
+
+@contextmanager
+def formulations(device=None, **choices):
+    """Select other formulations for cells built and called inside: all of a device's, and single operations
+    by name.""" wrong = sorted(set(choices) - set(_selected))
+    if wrong:
+        raise ValueError(
+            f"no operation {', '.join(wrong)}; operations with formulations: {', '.join(_selected)}"
+        )
+    before = dict(_selected)
+    _selected.update(BY_DEVICE[device] if device else {})
+    _selected.update(choices)
+    try:
+        yield
+    finally:
+        _selected.update(before)

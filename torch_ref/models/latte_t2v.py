@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LatteT2V: text-to-video diffusion transformer on T5 features, adaLN-single (Latte-1, Open-Sora-Plan v1.0).
+
+Sources: Vchitect/Latte `models/latte_t2v.py`; diffusers `models/transformers/latte_transformer_3d.py`;
+PKU-YuanGroup/Open-Sora-Plan v1.0 `latte/modeling_latte.py`.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from torch_ref.models.blocks import (
+    BasicTransformerBlock,
+    TemporalTransformerBlock,
+    latte_t2v_block,
+    table_modulation,
+)
+from torch_ref.models.embeddings import AdaLayerNormSingle, CaptionProjection, PatchEmbed
+from torch_ref.models.layers import LayerNorm, Linear, TokenLayout, modulate, unpatchify
+from torch_ref.models.positional import get_1d_sincos_pos_embed
+from torch_ref.models.precision import Precision
+
+MASKED = -10000.0  # added to the logits of a masked text token, as in the originals; fits float16
+
+
+class LatteT2V(nn.Module):
+    """Denoiser on video latents, `num_layers` pairs of a spatial and a temporal block.
+
+    sample_size: int or (h, w), latent size that the position table spans. temporal_interpolation_scale:
+    divisor of the temporal positions; None takes the rule of Open-Sora-Plan v1.0 and the tutorial,
+    max(video_length // 5, 1); diffusers and official checkpoints need 1.0. per_axis_base_size: rescale rows
+    and columns each by its own base instead of both by the height's. Defaults are those of the published
+    classes and describe no released weights: build from a configuration. Raises ValueError, by name, for what
+    is not built yet.
+    """
+
+    def __init__(
+        self,
+        num_attention_heads=16,
+        attention_head_dim=72,
+        in_channels=None,
+        out_channels=None,
+        num_layers=1,
+        dropout=0.0,
+        cross_attention_dim=None,
+        attention_bias=False,
+        sample_size=64,
+        patch_size=None,
+        activation_fn="geglu",
+        num_embeds_ada_norm=None,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=True,
+        norm_eps=1e-5,
+        caption_channels=None,
+        video_length=16,
+        temporal_interpolation_scale=None,
+        per_axis_base_size=False,
+        enable_flash_attention=False,
+        use_recompute=False,
+        precision=Precision(),
+    ):
+        super().__init__()
+        required = dict(
+            in_channels=in_channels,
+            patch_size=patch_size,
+            caption_channels=caption_channels,
+            cross_attention_dim=cross_attention_dim,
+        )
+        missing = [name for name, value in required.items() if value is None]
+        if missing:
+            raise ValueError(
+                f"LatteT2V needs {', '.join(missing)}: build it from the checkpoint's configuration"
+            )
+        inner_dim = num_attention_heads * attention_head_dim
+        if cross_attention_dim != inner_dim:
+            raise ValueError(
+                f"cross_attention_dim {cross_attention_dim} differs from num_attention_heads * attention_head_dim = "
+                f"{inner_dim}: captions are projected to the width of the net"
+            )
+        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        if temporal_interpolation_scale is None:
+            temporal_interpolation_scale = max(video_length // 5, 1)
+        self.inner_dim, self.patch_size, self.in_channels = inner_dim, patch_size, in_channels
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.video_length, self.temporal_interpolation_scale = (
+            video_length,
+            float(temporal_interpolation_scale),
+        )
+        self.use_recompute, self.precision = use_recompute, precision
+
+        self.pos_embed = PatchEmbed(
+            height,
+            width,
+            patch_size,
+            in_channels,
+            inner_dim,
+            # QUIRK(height_interpolation): the originals take the scale of both axes from the height.
+            interpolation_scale=max(height // 64, 1),
+            base_size=(height // patch_size, width // patch_size) if per_axis_base_size else None,
+            precision=precision,
+        )
+        block = dict(
+            dropout=dropout,
+            activation_fn=activation_fn,
+            attention_bias=attention_bias,
+            norm_type=norm_type,
+            norm_elementwise_affine=norm_elementwise_affine,
+            norm_eps=norm_eps,
+            enable_flash_attention=enable_flash_attention,
+            precision=precision,
+        )
+        heads = (inner_dim, num_attention_heads, attention_head_dim)
+        self.transformer_blocks = nn.ModuleList(
+            [
+                BasicTransformerBlock(*heads, cross_attention_dim=cross_attention_dim, **block)
+                for _ in range(num_layers)
+            ]
+        )
+        self.temporal_transformer_blocks = nn.ModuleList(
+            [TemporalTransformerBlock(*heads, **block) for _ in range(num_layers)]
+        )
+        self.norm_out = LayerNorm(inner_dim, eps=1e-6, precision=precision)
+        self.scale_shift_table = nn.Parameter(torch.zeros(2, inner_dim, dtype=precision.dtype))
+        self.proj_out = Linear(inner_dim, patch_size * patch_size * self.out_channels, precision=precision)
+        self.adaln_single = AdaLayerNormSingle(inner_dim, precision=precision)
+        self.caption_projection = CaptionProjection(caption_channels, inner_dim, precision=precision)
+
+    def forward(
+        self,
+        hidden_states,
+        timestep,
+        encoder_hidden_states,
+        added_cond_kwargs=None,
+        attention_mask=None,
+        encoder_attention_mask=None,
+        encoder_attention_bias=None,
+        use_image_num=0,
+        enable_temporal_attentions=True,
+    ):
+        """Predict noise (and variance) for latents.
+
+        hidden_states (B, C, F+I, H, W): F video frames, then I = use_image_num images; timestep (B,);
+        encoder_hidden_states (B, L, caption_channels), or (B, 1+I, L, caption_channels) with images: the
+        video's text first. encoder_attention_mask: 1 keep / 0 drop, (B, L), or (B, 1+I, L) with images.
+        encoder_attention_bias: ready-made and added to the logits instead, (B, 1, L) or (B*(F+I), 1, L). ->
+        (B, out_channels, F+I, H, W). Raises ValueError for shapes that fit none of these and for
+        attention_mask on the latents.
+        """
+        B, C, total, H, W = hidden_states.shape
+        p, precision = self.patch_size, self.precision
+        if attention_mask is not None:
+            raise ValueError(
+                "attention_mask on the latents is refused: the originals never repeat it per frame, so it is wrong for "
+                "more than one frame; mask text with encoder_attention_mask"
+            )
+        if self.in_channels != C or H % p or W % p:
+            raise ValueError(
+                f"LatteT2V takes hidden_states (B, C, F, H, W) with C = {self.in_channels} and H, W divisible by "
+                f"{p}, got {tuple(hidden_states.shape)}"
+            )
+        if not 0 <= use_image_num < total:
+            raise ValueError(f"use_image_num {use_image_num} leaves no video frame of {total}")
+        h, w = H // p, W // p
+        layout = TokenLayout(B, total, h * w, "space")
+        bias = text_bias(encoder_attention_mask, encoder_attention_bias, layout, use_image_num, precision)
+
+        x = hidden_states.to(precision.dtype).permute(0, 2, 1, 3, 4).reshape(B * total, C, H, W)
+        x = self.pos_embed(x).reshape(B * total * h * w, self.inner_dim)  # (B*(F+I)*T, D)
+        modulation, embedded = self.adaln_single(
+            timestep, added_cond_kwargs, batch_size=B
+        )  # (B, 6*D), (B, D)
+        text = text_rows(encoder_hidden_states, layout, use_image_num).to(precision.dtype)
+        text = self.caption_projection(text)  # (B*(1+I), L, D)
+        temp_pos_embed = self.temporal_positions(total - use_image_num).to(x.device)  # (F, D)
+        for i, (spatial_block, temp_block) in enumerate(
+            zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+        ):
+            table = temp_pos_embed if i == 0 else None
+            flags = (layout, use_image_num, enable_temporal_attentions)
+            arguments = (spatial_block, temp_block, table, x, text, bias, modulation, *flags)
+            if self.use_recompute and torch.is_grad_enabled():
+                x = checkpoint(latte_t2v_block, *arguments, use_reentrant=False)
+            else:
+                x = latte_t2v_block(*arguments)
+        shift, scale = table_modulation(
+            self.scale_shift_table, torch.cat([embedded, embedded], dim=1), precision
+        )
+        x = modulate(self.norm_out(x), shift, scale, precision)
+        x = self.proj_out(x)  # (B*(F+I)*T, p*p*out_channels)
+        x = unpatchify(x, B * total, h, w, p)
+        return x.reshape(B, total, self.out_channels, H, W).permute(0, 2, 1, 3, 4).contiguous()
+
+    def temporal_positions(self, frames):
+        """Temporal table (frames, D): positions divided by `temporal_interpolation_scale`; any number of
+        frames.""" table = get_1d_sincos_pos_embed(self.inner_dim, frames, self.temporal_interpolation_scale)
+        return torch.from_numpy(table).to(self.precision.table_dtype)
+
+
+def text_rows(encoder_hidden_states, layout, use_image_num):
+    """Text as rows: (B, L, C) -> (B, L, C), or with images (B, 1+I, L, C) -> (B*(1+I), L, C).
+
+    (B, L, C) with images gives every frame and image the same text. Raises ValueError for another shape.
+    """
+    shape, B, S = tuple(encoder_hidden_states.shape), layout.batch, 1 + use_image_num
+    if len(shape) == 3 and shape[0] == B:
+        return encoder_hidden_states
+    if len(shape) == 4 and shape[:2] == (B, S):
+        return encoder_hidden_states.reshape(B * S, *shape[2:])
+    raise ValueError(
+        f"encoder_hidden_states {shape} for {B} samples and {use_image_num} images; "
+        f"expected ({B}, L, C) or ({B}, {S}, L, C)"
+    )
+
+
+def text_bias(mask, bias, layout, use_image_num, precision):
+    """The one place where a text mask becomes a bias: (rows, L) in the island type, or None.
+
+    mask 1 keep / 0 drop, (B, L) or (B, 1+I, L); bias ready-made, (B, 1, L) or (B*(F+I), 1, L), first axis
+    free of the middle one too. Raises ValueError for both at once or for other shapes.
+    """
+    if mask is None and bias is None:
+        return None
+    B, frames, S = layout.batch, layout.frames, 1 + use_image_num
+    if mask is not None and bias is not None:
+        raise ValueError("encoder_attention_mask and encoder_attention_bias exclude each other")
+    if mask is not None:
+        shape = tuple(mask.shape)
+        if shape[:-1] not in ((B,), (B, S)):
+            raise ValueError(
+                f"encoder_attention_mask {shape}; expected ({B}, L) or ({B}, {S}, L) of 1 keep / 0 drop; "
+                "a ready-made bias goes into encoder_attention_bias"
+            )
+        return (1 - mask.to(precision.island_dtype).reshape(-1, shape[-1])) * MASKED
+    shape = tuple(bias.shape)
+    if len(shape) != 3 or shape[1] != 1 or shape[0] not in (B, B * frames):
+        raise ValueError(f"encoder_attention_bias {shape}; expected ({B}, 1, L) or ({B * frames}, 1, L)")
+    return bias.to(precision.island_dtype).reshape(shape[0], shape[-1])
+
+
+def init_weights(model, rng):
+    """Fill a LatteT2V as the published classes do: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases
+    (the default of torch), N(0, 1) / sqrt(D) for the modulation tables, ones and zeros for affine norms.
+
+    rng: numpy Generator. Parameters are drawn in the order of their sorted names, the same in both
+    frameworks.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, parameter in sorted(model.named_parameters()):
+        shape = shapes[name]
+        if name.endswith("scale_shift_table"):
+            value = rng.normal(0.0, 1.0, shape) / shape[1] ** 0.5
+        elif ".norm" in name:
+            value = np.ones(shape) if name.endswith("weight") else np.zeros(shape)
+        else:
+            bound = int(np.prod(shapes[name.rsplit(".", 1)[0] + ".weight"][1:])) ** -0.5
+            value = rng.uniform(-bound, bound, shape)
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(value))
+
+
+def LatteT2V_XL_122(**kwargs):
+    """LatteT2V of Latte-1 and Open-Sora-Plan: 28 layers, 16 heads of 72, patch 2, T5-XXL captions."""
+    preset = dict(
+        num_layers=28,
+        num_attention_heads=16,
+        attention_head_dim=72,
+        in_channels=4,
+        out_channels=8,
+        patch_size=2,
+        attention_bias=True,
+        cross_attention_dim=1152,
+        caption_channels=4096,
+        activation_fn="gelu-approximate",
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        num_embeds_ada_norm=1000,
+    )
+    return LatteT2V(**{**preset, **kwargs})
