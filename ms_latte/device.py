@@ -53,7 +53,8 @@ class DeviceReport:
 
 def check_environment():
     """Raise DeviceError if NumPy 2 is installed: MindSpore 2.10 is compiled against NumPy 1 and fails inside
-    operators.""" import numpy
+    operators."""
+    import numpy
 
     if int(numpy.__version__.split(".")[0]) >= 2:
         raise DeviceError(
@@ -127,7 +128,8 @@ def formulation(operation):
 @contextmanager
 def formulations(device=None, **choices):
     """Select other formulations for cells built and called inside: all of a device's, and single operations
-    by name.""" wrong = sorted(set(choices) - set(_selected))
+    by name."""
+    wrong = sorted(set(choices) - set(_selected))
     if wrong:
         raise ValueError(
             f"no operation {', '.join(wrong)}; operations with formulations: {', '.join(_selected)}"

@@ -19,7 +19,8 @@ class DotProductAttention(nn.Cell):
 
     q (G*A, n, d), k and v (G*A, m, d), bias (G, m) added to the logits of every query and head, or None
     -> (G*A, n, d). Softmax and bias in the island type; the query is scaled before the product, so that
-    half-precision logits stay in range. form: "math" or "flash" (the framework's fused kernel). Raises ValueError for another word.
+    half-precision logits stay in range. form: "math" or "flash" (the framework's fused kernel). Raises
+    ValueError for another word.
     """
 
     def __init__(self, head_dim, form="math", precision=Precision()):

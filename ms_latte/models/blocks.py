@@ -2,7 +2,8 @@
 """Transformer blocks and the final layer.
 
 Sources: Vchitect/Latte `models/latte.py` TransformerBlock and FinalLayer (adaLN-Zero); diffusers
-`models/attention.py` BasicTransformerBlock with norm_type "ada_norm_single" and `models/transformers/latte_transformer_3d.py`.
+`models/attention.py` BasicTransformerBlock with norm_type "ada_norm_single" and
+`models/transformers/latte_transformer_3d.py`.
 """
 
 import mindspore as ms
@@ -268,7 +269,8 @@ def latte_t2v_block(
 
 def table_modulation(table, timestep, precision):
     """Learned table plus shared modulation: table (k, D), timestep (R, k * D) -> k tensors (R, D) in the
-    island type.""" k, D = table.shape
+    island type."""
+    k, D = table.shape
     modulation = precision.up(table).reshape(1, k * D) + precision.up(timestep)  # (R, k*D)
     return precision.step(modulation).chunk(k, axis=1)
 

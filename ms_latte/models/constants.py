@@ -16,7 +16,8 @@ from ms_latte.models.positional import get_1d_sincos_pos_embed, get_2d_sincos_po
 
 def constant(value, like):
     """A number to combine with the tensor `like`: MindSpore rounds a Python number to float32 even beside
-    float64.""" return _float64(value) if like.dtype == ms.float64 else value
+    float64."""
+    return _float64(value) if like.dtype == ms.float64 else value
 
 
 @ops.constexpr

@@ -192,7 +192,8 @@ class LatteT2V(nn.Cell):
 
     def temporal_positions(self, frames):
         """Temporal table (frames, D): positions divided by `temporal_interpolation_scale`; any number of
-        frames.""" double = self.precision.compute == "fp64"
+        frames."""
+        double = self.precision.compute == "fp64"
         return sincos_1d(self.inner_dim, frames, self.temporal_interpolation_scale, double)
 
 

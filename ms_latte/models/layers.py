@@ -220,7 +220,8 @@ def split_heads(x, layout, heads, parts=1):
 
 def merge_heads(x, layout, heads):
     """Inverse of `split_heads` for one part: (groups * heads, sequence, d) -> (batch * frames * tokens, heads
-    * d).""" return FORMULATIONS["heads"][formulation("heads")][1](x, layout, heads)
+    * d)."""
+    return FORMULATIONS["heads"][formulation("heads")][1](x, layout, heads)
 
 
 def split_frames(x, layout, frames):
@@ -263,7 +264,8 @@ def modulate(x, shift, scale, precision):
 
 def unpatchify(x, frames, height, width, patch_size):
     """Tokens back to pixels: (frames * h * w, p * p * C) -> (frames, C, h*p, w*p); token content is (p_h,
-    p_w, C).""" h, w, p = height, width, patch_size
+    p_w, C)."""
+    h, w, p = height, width, patch_size
     x = x.reshape(frames, h, w, p, p, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(frames, -1, h * p, w * p)
 

@@ -71,7 +71,8 @@ class Precision:
 
     def step(self, x):
         """An intermediate result inside an operation: rounded only when the islands follow the compute
-        type.""" return self._grid(x) if self.islands == "compute" else x
+        type."""
+        return self._grid(x) if self.islands == "compute" else x
 
     def round(self, x):
         """The result of an operation: rounded once to the compute type."""

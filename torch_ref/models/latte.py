@@ -32,7 +32,8 @@ class Latte(nn.Module):
     """Denoiser on video latents with alternating spatial (even) and temporal (odd) blocks.
 
     input_size: int or (h, w), latent height and width; condition: "none", "class" or "text" (the originals' extras 1, 2
-    and 78); attention: "math" or "flash". pos_embed (1, T, D) and temp_embed (1, F, D) are saved with the weights and not
+    and 78); attention: "math" or "flash". pos_embed (1, T, D) and temp_embed (1, F, D) are saved with the
+    weights and not
     trained. Defaults are those of the original. Raises ValueError for arguments that do not fit together.
     """
 
@@ -93,7 +94,8 @@ class Latte(nn.Module):
         """Predict noise (and variance) for latents.
 
         x (N, F+I, C, H, W): F video frames, then I = use_image_num images. t (N,) timesteps. y (N,) labels
-        and y_image (N, I) labels of the images, for condition "class"; drop_ids (N,) bool: labels to replace by the null label.
+        and y_image (N, I) labels of the images, for condition "class"; drop_ids (N,) bool: labels to replace
+        by the null label.
         text_embedding (N, 77, 768) for condition "text" -> (N, F+I, out_channels, H, W).
         Raises ValueError for a missing or unexpected argument, or sizes that the patch does not divide.
         """
@@ -159,14 +161,16 @@ class Latte(nn.Module):
 
     def temporal_positions(self, frames):
         """Temporal table (F, D): the first F stored rows, or the sincos formula beyond them; errors as
-        `positions`.""" if frames <= self.num_frames:
+        `positions`."""
+        if frames <= self.num_frames:
             return self.temp_embed[0, :frames]
         self._require_sincos(f"{frames} frames (built for {self.num_frames})")
         return self._sincos_1d(frames).to(self.temp_embed.device)
 
     def check_stored_tables(self):
         """Set `stored_sincos`: whether both stored tables equal the formula, up to bf16 rounding of a value
-        <= 1.""" stored = (
+        <= 1."""
+        stored = (
             (self.pos_embed, self._sincos_2d(*self.grid)),
             (self.temp_embed, self._sincos_1d(self.num_frames)),
         )
@@ -204,7 +208,7 @@ class Latte(nn.Module):
         return add(c, self.y_embedder(labels, drop_ids), self.precision)
 
     def _check_inputs(self, shape, frames, y, text_embedding, y_image, use_image_num):
-        N, _, C, H, W = shape
+        _, _, C, H, W = shape
         p = self.patch_size
         if self.in_channels != C:
             raise ValueError(f"Latte takes x (N, F, C, H, W) with C = {self.in_channels}, got {tuple(shape)}")

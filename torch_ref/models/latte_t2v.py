@@ -193,7 +193,8 @@ class LatteT2V(nn.Module):
 
     def temporal_positions(self, frames):
         """Temporal table (frames, D): positions divided by `temporal_interpolation_scale`; any number of
-        frames.""" table = get_1d_sincos_pos_embed(self.inner_dim, frames, self.temporal_interpolation_scale)
+        frames."""
+        table = get_1d_sincos_pos_embed(self.inner_dim, frames, self.temporal_interpolation_scale)
         return torch.from_numpy(table).to(self.precision.table_dtype)
 
 

@@ -209,7 +209,8 @@ def split_heads(x, layout, heads, parts=1):
 
 def merge_heads(x, layout, heads):
     """Inverse of `split_heads` for one part: (groups * heads, sequence, d) -> (batch * frames * tokens, heads
-    * d).""" B, F_, T, attend = layout
+    * d)."""
+    B, F_, T, attend = layout
     d = x.shape[-1]
     if attend == "space":
         x = x.reshape(B, F_, heads, T, d).permute(0, 1, 3, 2, 4)
@@ -260,6 +261,7 @@ def modulate(x, shift, scale, precision):
 
 def unpatchify(x, frames, height, width, patch_size):
     """Tokens back to pixels: (frames * h * w, p * p * C) -> (frames, C, h*p, w*p); token content is (p_h,
-    p_w, C).""" h, w, p = height, width, patch_size
+    p_w, C)."""
+    h, w, p = height, width, patch_size
     x = x.reshape(frames, h, w, p, p, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(frames, -1, h * p, w * p)
