@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one error of this package: what is wrong, what was got, what was expected, what to do."""
+
+
+class ConversionError(ValueError):
+    """A checkpoint, a configuration or a request that cannot be served as it is."""
+
+    def __init__(
+        self, problem: str, *, got: object = None, expected: object = None, remedy: str | None = None
+    ):
+        parts = [problem]
+        if got is not None:
+            parts.append(f"got {got}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if remedy is not None:
+            parts.append(f"remedy: {remedy}")
+        self.problem, self.got, self.expected, self.remedy = problem, got, expected, remedy
+        super().__init__("; ".join(parts))
+
+    def one_line(self) -> str:
+        """The message for a command line: a report of several lines is joined into one."""
+        return " | ".join(line.strip() for line in str(self).splitlines() if line.strip())
