@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes as seen by the judge."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from parity.harness import trace
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = 4  # workers alive at a time: each holds a framework (0.4 to 0.7 GB)
+
+
+class WorkerError(RuntimeError):
+    """A worker answered with an error; `kind` is the name of its exception, `detail` its traceback."""
+
+    def __init__(self, kind: str, message: str, detail: str = ""):
+        super().__init__(message)
+        self.kind, self.detail = kind, detail
+
+
+class Worker:
+    """One process: framework "torch" or "mindspore" on a device in a dtype. Verbs are the methods of `worker.Side`."""
+
+    def __init__(self, framework: str, device: str, dtype: str):
+        self.name = f"{framework}/{device}/{dtype}"
+        self._log = tempfile.TemporaryFile()
+        environment = {"GLOG_v": "3", **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "parity.harness.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+        )
+        trace.send(self._process.stdin, (framework, device, dtype))
+        self.environment: dict[str, Any] = self._answer()
+
+    def __call__(self, verb: str, **arguments: Any) -> Any:
+        """Ask and wait. Raises WorkerError for an error in the worker or its death."""
+        try:
+            trace.send(self._process.stdin, (verb, arguments))
+        except BrokenPipeError:
+            raise self._death() from None
+        return self._answer()
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+    def _answer(self) -> Any:
+        try:
+            status, *rest = trace.receive(self._process.stdout)
+        except EOFError:
+            raise self._death() from None
+        if status == "error":
+            raise WorkerError(*rest)
+        return rest[0]
+
+    def _death(self) -> WorkerError:
+        code = self._process.wait()
+        self._log.seek(0)
+        tail = self._log.read()[-2000:].decode(errors="replace").strip()
+        return WorkerError("WorkerDied", f"worker {self.name} died with status {code}; its last words:\n{tail}", tail)
+
+
+class Pool:
+    """Workers by (framework, device, dtype), the least recently used ended when more than KEPT are alive."""
+
+    def __init__(self):
+        self._workers: OrderedDict[tuple, Worker] = OrderedDict()
+
+    def get(self, framework: str, device: str, dtype: str) -> Worker:
+        """The worker, started if need be. Raises WorkerError if it cannot start."""
+        key = (framework, device, dtype)
+        if key not in self._workers:
+            while len(self._workers) >= KEPT:
+                self._workers.popitem(last=False)[1].stop()
+            self._workers[key] = Worker(*key)
+        self._workers.move_to_end(key)
+        return self._workers[key]
+
+    def drop(self, framework: str, device: str, dtype: str) -> None:
+        """End one worker, for example after an error that may have poisoned it."""
+        worker = self._workers.pop((framework, device, dtype), None)
+        if worker:
+            worker.stop()
+
+    def stop(self) -> None:
+        """End all workers."""
+        while self._workers:
+            self._workers.popitem()[1].stop()

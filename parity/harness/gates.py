@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics and verdicts. All arithmetic is float64, in chunks; NaN and Inf are compared by position and sign.
+
+Notation: t truth (reference in float64), r control (reference in the tested dtype), c candidate (the port).
+e(x) = |x - t| / |t| (relative L2), m(x) = max|x - t| / rms(t), rho = e(c) / max(e(r), floor).
+
+Gates: G0 contract (exact), G1 semantics (port and reference both in float64), G2 numerics (ratio rule per dtype).
+The numbers stand in LIMITS and SEMANTIC alone; messages are built from them.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from parity.harness.emulate import on_grid, to_grid
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """G2 limits of one dtype; u is its unit roundoff. Reasons are given with LIMITS."""
+
+    u: float
+    ratio_fail: float
+    ratio_warn: float
+    op: float
+    floor: float
+    max_ratio: float
+    end: float
+    cap: float
+
+
+# ratio_fail: 3 in fp32 is 1.8 times the worst block ratio measured on a correct port (1.64); 2 in half precision is the
+#   "at most 2x" of FlashAttention's tests and Huawei's L0, twice the measured 1.00-1.01.
+# op: a single operation may also be this far off: 32 u in fp32 (MindSpore's CPU exp is 12 u off and harmless; msprobe's
+#   rule is 32 ULP), 2 u in half precision (one correct rounding measures 0.42 u).
+# floor: an e(r) below it is treated as this large; the candidate cannot be asked to be better than a few roundings.
+# end: propagated error may be this many times the control's. cap: a control worse than this does not judge anything.
+# The share of elements that differ bitwise from the control (flip) is recorded and decides nothing: on a correct port it
+#   measured up to 16 % (fp16) and 9 % (bf16) where a float32 kernel is 12 u off, as GELU's tail is on the CPU.
+LIMITS = {
+    "fp32": Limits(2.0**-24, 3, 2, 32 * 2.0**-24, 4 * 2.0**-24, 10, 3, 1e-5),
+    "fp16": Limits(2.0**-11, 2, 1.25, 2 * 2.0**-11, 2.0**-11 / 4, 5, 2, 1e-2),
+    "bf16": Limits(2.0**-8, 2, 1.25, 2 * 2.0**-8, 2.0**-8 / 4, 5, 2, 6e-2),
+}
+
+# G1: a composed LayerNorm is float64 throughout (measured 2e-15 to 6e-13 on whole nets), MindSpore's native LayerNorm
+# kernel computes in float32 inside (measured 4e-8 an operation, 8e-8 a net); the smallest catalogued bug measures 1.9e-6.
+SEMANTIC = {"composed": 1e-10, "native": 2e-7}
+
+
+@dataclass
+class Metrics:
+    """Distances of candidate and control from the truth, and of candidate from control."""
+
+    e_c: float
+    e_r: float
+    m_c: float
+    m_r: float
+    max_abs: float
+    cosine: float
+    flip: float
+    bias: float
+    peak: float
+    size: int
+    problem: str = ""
+
+    def ratio(self, floor: float) -> float:
+        """rho with a floor under e(r)."""
+        return self.e_c / max(self.e_r, floor) if self.e_c == self.e_c else math.inf
+
+
+@dataclass
+class TapResult:
+    """Verdict on one tap. verdict: ok, warn, inherited, FAIL local, FAIL glue, FAIL end, FAIL contract."""
+
+    tap: str
+    shape: tuple
+    level: str
+    local: Metrics | None = None
+    prop: Metrics | None = None
+    verdict: str = "ok"
+    reason: str = ""
+    required: float = 0.0
+    allowed: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether this tap is a failure of its own."""
+        return self.verdict.startswith("FAIL")
+
+
+@dataclass
+class Check:
+    """One exact check of the contract (G0)."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass
+class CaseResult:
+    """Everything the judge found out about one case under one gate, dtype and formulation set."""
+
+    case: str
+    gate: str
+    dtype: str
+    form: str
+    taps: list[TapResult] = field(default_factory=list)
+    contract: list[Check] = field(default_factory=list)
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    sources: dict[str, tuple[str, str]] = field(default_factory=dict)
+    worst: list[str] = field(default_factory=list)
+    net: str = ""
+    reproduce: str = ""
+
+    @property
+    def failures(self) -> list[TapResult]:
+        """Taps at fault, in order of execution."""
+        return [tap for tap in self.taps if tap.failed]
+
+    @property
+    def broken(self) -> list[Check]:
+        """Contract checks that failed."""
+        return [check for check in self.contract if not check.passed]
+
+    @property
+    def passed(self) -> bool:
+        """Absent is failed: a case without taps does not pass."""
+        return bool(self.taps) and not self.failures and not self.broken
+
+
+def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
+    """All metrics of one output. c, r, t: arrays of one shape.
+
+    `problem` names what makes numbers meaningless: different shapes, an empty output, NaN or Inf where the truth,
+    rounded to `dtype`, has none (or of the other sign), values off the grid of `dtype`.
+    """
+    bad = dict(e_c=math.inf, e_r=math.nan, m_c=math.inf, m_r=math.nan, max_abs=math.inf, cosine=math.nan)
+    rest = dict(flip=1.0, bias=0.0, peak=0.0, size=int(c.size))
+    if c.shape != t.shape or r.shape != t.shape:
+        return Metrics(**bad, **rest, problem=f"shape {tuple(c.shape)} of the port, {tuple(r.shape)} of the reference")
+    if t.size == 0:
+        return Metrics(**bad, **rest, problem="empty output: nothing was compared")
+    sums = np.zeros(8)
+    peaks = np.zeros(3)
+    problem = ""
+    flat = [np.asarray(x).reshape(-1) for x in (c, r, t)]
+    for start in range(0, t.size, CHUNK):
+        cc, rr, tt = (x[start : start + CHUNK].astype(np.float64) for x in flat)
+        with np.errstate(over="ignore"):
+            expected = to_grid(tt, dtype).astype(np.float64) if dtype != "fp64" else tt
+        for who, values in (("port", cc), ("reference", rr)):
+            if not problem:
+                problem = _nonfinite(values, expected, who)
+        finite = np.isfinite(cc) & np.isfinite(rr) & np.isfinite(tt)
+        if not finite.all():
+            cc, rr, tt = cc[finite], rr[finite], tt[finite]
+        dc, dr = cc - tt, rr - tt
+        flips = np.count_nonzero(cc != rr)
+        sums += [dc @ dc, dr @ dr, tt @ tt, cc @ rr, cc @ cc, rr @ rr, dc.sum(), flips]
+        if cc.size:
+            peaks = np.maximum(peaks, [np.abs(dc).max(), np.abs(dr).max(), np.abs(tt).max()])
+    if not problem and on_grid(np.asarray(r), dtype) and not on_grid(np.asarray(c), dtype):
+        problem = f"values of the port are not representable in {dtype}: a rounding is missing"
+    n = t.size
+    norm = math.sqrt(sums[2])
+    rms = norm / math.sqrt(n)
+    spread = math.sqrt(sums[0] / n)
+    metrics = Metrics(
+        e_c=_ratio(math.sqrt(sums[0]), norm),
+        e_r=_ratio(math.sqrt(sums[1]), norm),
+        m_c=_ratio(peaks[0], rms),
+        m_r=_ratio(peaks[1], rms),
+        max_abs=float(peaks[0]),
+        cosine=_cosine(sums[3], sums[4], sums[5]),
+        flip=sums[7] / n,
+        bias=abs(sums[6] / n) / spread if spread else 0.0,
+        peak=_ratio(peaks[2], rms) if rms else 1.0,
+        size=n,
+        problem=problem,
+    )
+    if problem:
+        metrics.e_c = math.inf
+    return metrics
+
+
+def merge(parts: list[Metrics]) -> Metrics:
+    """Metrics of a tap with several outputs: the worst candidate error, with its control."""
+    for part in parts:
+        if part.problem:
+            return part
+    return max(parts, key=lambda part: part.ratio(1e-300 if part.e_r == 0 else part.e_r))
+
+
+def judge_semantics(local: Metrics, prop: Metrics, limit: float) -> tuple[str, str, float, float]:
+    """G1 verdict of one tap: (verdict, reason, required, allowed)."""
+    for metrics, verdict in ((local, "FAIL local"), (prop, "FAIL end")):
+        if metrics.problem:
+            return verdict, metrics.problem, math.inf, limit
+        if not metrics.e_c <= limit:
+            where = "on the reference's input" if verdict == "FAIL local" else "at the end of the run"
+            reason = f"float64 results differ by {metrics.e_c:.1e} {where} (limit {limit:.0e}, G1)"
+            return verdict, reason, metrics.e_c, limit
+    return "ok", "", max(local.e_c, prop.e_c), limit
+
+
+def judge_local(m: Metrics, level: str, dtype: str) -> tuple[str, str, float, float]:
+    """G2 verdict on teacher-forced results: (verdict, reason, required, allowed)."""
+    limits = LIMITS[dtype]
+    if m.problem:
+        return "FAIL local", m.problem, math.inf, limits.ratio_fail
+    if level == "op":
+        allowed = max(limits.ratio_fail * m.e_r, limits.op)
+        peak_allowed = limits.max_ratio * max(m.m_r, limits.op * m.peak)
+        if not m.e_c <= allowed:
+            reason = (
+                f"error {m.e_c:.1e} against {m.e_r:.1e} of torch {dtype} on the same input; allowed "
+                f"max({limits.ratio_fail:g} x reference, {limits.op:.1e}) = {allowed:.1e} (G2 {dtype} op)"
+            )
+            return "FAIL local", reason, m.e_c, allowed
+    else:
+        rho = m.ratio(limits.floor)
+        peak_allowed = limits.max_ratio * max(m.m_r, limits.floor * m.peak)
+        if not rho <= limits.ratio_fail:
+            reason = (
+                f"error is {rho:.3g} times that of torch {dtype} on the same input ({m.e_c:.1e} against "
+                f"max({m.e_r:.1e}, {limits.floor:.1e})); allowed {limits.ratio_fail:g} (G2 {dtype} block)"
+            )
+            return "FAIL local", reason, rho, limits.ratio_fail
+    if not m.m_c <= peak_allowed:
+        reason = (
+            f"largest error {m.m_c:.1e} rms against {m.m_r:.1e} of torch {dtype}; allowed {peak_allowed:.1e} "
+            f"({limits.max_ratio:g} x, G2 {dtype} max)"
+        )
+        return "FAIL local", reason, m.m_c, peak_allowed
+    if level != "op" and m.ratio(limits.floor) > limits.ratio_warn:
+        return "warn", f"ratio {m.ratio(limits.floor):.2f} above {limits.ratio_warn:g}", m.ratio(limits.floor), 0
+    return "ok", "", m.ratio(limits.floor), limits.ratio_fail
+
+
+def end_limit(m: Metrics, dtype: str, blocks: int, median_local: float) -> float:
+    """Allowed propagated error: `end` times the control's, in fp32 at least 3 sqrt(N) median local error of the control.
+
+    Rounding errors of N blocks add up like a random walk (Higham and Mary); in half precision the floor is one unit.
+    """
+    limits = LIMITS[dtype]
+    walk = 3 * math.sqrt(max(blocks, 1)) * max(median_local, limits.floor) if dtype == "fp32" else limits.u
+    return max(limits.end * m.e_r, walk)
+
+
+def mark(taps: list[TapResult], dtype: str, blocks: int, exact: float | None = None) -> None:
+    """Set the verdicts of a trace in order of execution; the net itself ("") comes last.
+
+    A tap whose local error fails is a culprit. A tap whose propagated error fails while its local error is fine has
+    inherited it, if there is a culprit before it or inside it. Otherwise the fault lies between the taps: the module that
+    encloses the first such tap is marked FAIL glue (wrong wiring, position, mask or order), or the net FAIL end.
+    exact: the limit of G1; None applies G2.
+    """
+    local_errors = [tap.local.e_r for tap in taps if tap.local and tap.level != "op" and tap.local.e_r == tap.local.e_r]
+    median_local = float(np.median(local_errors)) if local_errors else 0.0
+    bad_ends = []
+    for tap in taps:
+        end_bad = False
+        if exact is not None:
+            tap.verdict, tap.reason, tap.required, tap.allowed = judge_semantics(tap.local, tap.prop, exact)
+            end_bad = tap.verdict == "FAIL end"
+        else:
+            tap.verdict, tap.reason, tap.required, tap.allowed = judge_local(tap.local, tap.level, dtype)
+            cap = LIMITS[dtype].cap
+            if not tap.failed and tap.local.e_r > cap:
+                tap.verdict, tap.reason = "FAIL contract", f"the control itself is {tap.local.e_r:.1e} off (cap {cap:.0e})"
+            if not tap.failed and tap.prop is not None:
+                allowed = end_limit(tap.prop, dtype, blocks, median_local)
+                end_bad = bool(tap.prop.problem) or not tap.prop.e_c <= allowed
+                if end_bad:
+                    tap.verdict, tap.required, tap.allowed = "FAIL end", tap.prop.e_c, allowed
+                    tap.reason = tap.prop.problem or (
+                        f"propagated error {tap.prop.e_c:.1e} against {tap.prop.e_r:.1e} of torch {dtype}; allowed "
+                        f"{allowed:.1e} (G2 {dtype} end)"
+                    )
+        if end_bad:
+            bad_ends.append(tap)
+    _attribute(taps, bad_ends)
+
+
+def _attribute(taps: list[TapResult], bad_ends: list[TapResult]) -> None:
+    """Separate culprits from taps that inherited, children before parents."""
+    local = [tap for tap in taps if tap.verdict == "FAIL local"]
+    for tap in local:  # a parent is at fault itself only if none of its children is
+        children = [other for other in local if other is not tap and _inside(other.tap, tap.tap)]
+        if children:
+            tap.verdict, tap.reason = "inherited", f"from {children[0].tap}"
+        elif tap.level != "op":
+            tap.verdict = "FAIL glue"
+            tap.reason = f"its parts agree, their combination does not: {tap.reason}"
+    culprits = [tap for tap in taps if tap.verdict in ("FAIL local", "FAIL glue")]
+    if culprits:
+        for tap in bad_ends:
+            tap.verdict, tap.reason = "inherited", f"from {culprits[0].tap}"
+        return
+    if bad_ends:  # every part is right on its own: the net wires them wrongly; name the first that shows it
+        first, last = bad_ends[0], bad_ends[-1]
+        for tap in bad_ends[:-1]:
+            tap.verdict, tap.reason = "inherited", f"{tap.reason}"
+        last.verdict = "FAIL end"
+        if last is not first:
+            last.reason += f"; every layer is right on its own input, the first wrong input is that of {first.tap}"
+
+
+def _inside(child: str, parent: str) -> bool:
+    child, parent = child.rpartition("#")[0], parent.rpartition("#")[0]
+    return child != parent and (parent == "" or child.startswith(parent + "."))
+
+
+def _nonfinite(values: np.ndarray, expected: np.ndarray, who: str) -> str:
+    for word, test in (("NaN", np.isnan), ("+Inf", np.isposinf), ("-Inf", np.isneginf)):
+        wrong = test(values) != test(expected)
+        if wrong.any():
+            found = "has" if test(values)[wrong][0] else "lacks"
+            return f"the {who} {found} {word} at {int(wrong.sum())} of {values.size} elements where the truth differs"
+    return ""
+
+
+def _ratio(a: float, b: float) -> float:
+    if b == 0:
+        return 0.0 if a == 0 else math.inf
+    return float(a / b)
+
+
+def _cosine(dot: float, a: float, b: float) -> float:
+    return float(dot / math.sqrt(a * b)) if a > 0 and b > 0 else (1.0 if a == b else 0.0)
+
+

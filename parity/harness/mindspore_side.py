@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MindSpore port inside a worker process, on the device under test."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from ms_latte import device as devices
+from parity.harness.worker import Side
+
+# Cells of MindSpore's own that have no numeric defaults; every other foreign cell is reported by the lint.
+NEUTRAL = ("SequentialCell", "CellList", "CellDict", "Identity", "Holder")
+
+
+class MindSporeSide(Side):
+    """See `Side`."""
+
+    package = "ms_latte"
+
+    def __init__(self, device: str, dtype: str):
+        super().__init__(device, dtype)
+        self.report = devices.select(device)
+        import mindspore
+
+        self.ms = mindspore
+
+    def environment(self) -> dict[str, Any]:
+        report = self.report
+        return {"mindspore": report.mindspore, "numpy": report.numpy, "device": report.device, **report.settings}
+
+    def precision(self, compute, islands, rounding):
+        from ms_latte.models.precision import Precision
+
+        return Precision(compute, islands, rounding)
+
+    def begin(self, form, mutant):
+        from parity.harness.mutants import MUTANTS
+
+        stack = contextlib.ExitStack()
+        self.undo.append(stack.close)
+        stack.enter_context(devices.formulations(form or self.device))
+        self.mutant = MUTANTS[mutant] if mutant else None
+        if self.mutant:
+            stack.enter_context(self.mutant.patched())
+
+    def holder(self, function, parts):
+        from mindspore import nn
+
+        class Holder(nn.Cell):
+            def __init__(self):
+                super().__init__(auto_prefix=True)
+                for name, part in parts.items():
+                    setattr(self, name, part)
+
+            def construct(self, **inputs):
+                return function(**inputs)
+
+        return Holder()
+
+    def is_module(self, value):
+        return isinstance(value, self.ms.nn.Cell)
+
+    def is_tensor(self, value):
+        return isinstance(value, self.ms.Tensor)
+
+    def tensor(self, array):
+        if array.dtype.kind == "f":
+            array = array.astype(np.float64 if self.dtype == "fp64" else np.float32, copy=False)
+        return self.ms.Tensor.from_numpy(np.array(array, copy=not array.flags.writeable))
+
+    def array(self, tensor):
+        if tensor.dtype in (self.ms.float16, self.ms.bfloat16):
+            tensor = tensor.astype(self.ms.float32)
+        return np.array(tensor.asnumpy(), order="C", copy=False)
+
+    def dtype_name(self, value):
+        return str(value.dtype).lower()
+
+    def modules(self):
+        skipped = ("CellList", "CellDict")  # containers that are never called
+        return [(name, cell) for name, cell in self.root.cells_and_names() if type(cell).__name__ not in skipped]
+
+    def parameters(self):
+        return dict(self.root.parameters_and_names())
+
+    def assign(self, name, array):
+        parameter = self.parameter_map[name]
+        value = self.ms.Tensor.from_numpy(array if array.flags.writeable else np.array(array))
+        parameter.set_data(value if value.dtype == parameter.dtype else value.astype(parameter.dtype))
+
+    def load(self, tensors, checkpoint="", overrides=None):
+        self.parameter_map = self.parameters()
+        return super().load(tensors, checkpoint, overrides)
+
+    def after_load(self):
+        if self.mutant:
+            self.mutant.edit(self.root)
+
+    def statement(self, cell):
+        if type(cell).__module__.startswith(self.package):
+            return cell.extend_repr()
+        return "" if type(cell).__name__ in NEUTRAL else "a framework cell with defaults of its own"
+
+    def training(self, cell):
+        return bool(cell.training)
+
+    def code_of(self, cell):
+        return type(cell).construct
+
+    def hook(self, cell, record):
+        def forward_hook(cell, args, kwargs, out):
+            record(args, kwargs, out)
+
+        return cell.register_forward_hook(forward_hook, with_kwargs=True)
+
+    def call(self, module, method, kwargs, *args):
+        out = getattr(module, method)(*args, **kwargs) if method else module(*args, **kwargs)
+        actual = self.ms.get_context("device_target")
+        if actual != self.device:
+            raise devices.DeviceError(f"asked for {self.device}, MindSpore runs on {actual}: it fell back silently")
+        return out

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one case through both frameworks and judges it. The only runner: every gate of every case goes through here."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from parity.harness import gates, weights
+from parity.harness.backends import Pool, WorkerError
+from parity.harness.case import Case
+from parity.harness.emulate import to_grid
+from parity.harness.gates import CaseResult, Check, Metrics, TapResult
+from parity.harness.inputs import realize
+from parity.harness.trace import Record, discard, fetch
+
+HALF = ("fp16", "bf16")
+
+
+@dataclass
+class Session:
+    """What does not change between cases: the device under test, the workers, where large arrays go."""
+
+    device: str = "CPU"
+    pool: Pool = field(default_factory=Pool)
+    spill: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def rounding(self, side: str) -> str:
+        """Half precision: the control always emulates; the port emulates on the CPU and is native on a device."""
+        return "native" if side == "mindspore" and self.device != "CPU" else "emulated"
+
+    def forms(self) -> tuple[str, ...]:
+        """Formulation sets to judge: the device's own, and on the CPU every other one that has CPU kernels."""
+        return ("CPU", "Ascend") if self.device == "CPU" else (self.device,)
+
+
+def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: str = "") -> CaseResult:
+    """Judge one case. dtype "fp64" is gate G1 (always on the CPU), the others G2 on the session's device.
+
+    Raises WorkerError if a framework cannot build or run the case at all.
+    """
+    began = time.perf_counter()
+    device = "CPU" if dtype == "fp64" else session.device
+    form = form or device
+    gate = "G1" if dtype == "fp64" else "G2"
+    result = CaseResult(case.id, gate, dtype, form, net=case.net)
+    truth = session.pool.get("torch", "CPU", "fp64")
+    control = truth if dtype == "fp64" else session.pool.get("torch", "CPU", dtype)
+    port = session.pool.get("mindspore", device, dtype)
+    workers = list(dict.fromkeys((truth, control, port)))
+    lazy = case.taps == "stages"
+    for worker in workers:
+        worker("set_spill", folder=session.spill if lazy else None)
+    try:
+        shapes = {}
+        for worker in workers:
+            side = "mindspore" if worker is port else "torch"
+            extra = dict(form=form, mutant=mutant) if worker is port else dict(lazy=lazy and worker is truth)
+            shapes[worker] = worker("build", case=case, rounding=session.rounding(side), **extra)
+        _load(session, case, dtype, (truth, control, port), shapes, result)
+        _contract_of_layers(control, port, result)
+        inputs = {name: _rounded(value, dtype) for name, value in realize(case.inputs, case.seed).items()}
+        stages = case.taps == "stages"
+        reference = control("trace", inputs=inputs, method=case.method, keep_inputs=True, stages=stages)
+        answer = port("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
+        ends = reference
+        if truth is not control:
+            ends = truth("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
+        _contract_of_traces(reference, answer, ends, result)
+        if not stages:
+            _contract_of_runs(port, inputs, case.method, answer, result)
+        if not result.broken:
+            _judge_taps(session, case, dtype, form, (truth, control, port), (reference, answer, ends), result)
+        if result.failures:
+            _explain(control, port, result)
+    except WorkerError as error:
+        if error.kind == "WorkerDied":
+            for key in (("mindspore", device, dtype), ("torch", "CPU", dtype), ("torch", "CPU", "fp64")):
+                session.pool.drop(*key)
+        if not mutant:
+            raise
+        result.contract.append(Check("runs", False, f"{error.kind}: {str(error).splitlines()[0]}"))
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _load(session, case, dtype, workers, shapes, result):
+    truth, control, port = workers
+    names_c, names_p = shapes[control], shapes[port]
+    wrong = sorted(set(names_c.items()) ^ set(names_p.items()))
+    result.contract.append(Check("parameters", not wrong, f"not equal on both sides: {wrong[:6]}" if wrong else ""))
+    if wrong:
+        return
+    if case.weights:
+        digests = {
+            worker: worker("load", tensors=None, checkpoint=case.weights, overrides=session.overrides)
+            for worker in dict.fromkeys((truth, control, port))
+        }
+        expected = digests[control]
+    else:
+        state = weights.random_state({k: v for k, v in names_c.items() if k not in case.keep}, case.seed)
+        if case.keep:
+            kept = control("state")
+            state.update({name: kept[name].astype(np.float32) for name in case.keep})
+        state = {name: to_grid(value, dtype).astype(np.float32) for name, value in state.items()}
+        reasons = [] if case.target == "init_weights" else weights.degenerate(state)
+        result.contract.append(Check("weights", not reasons, "; ".join(reasons[:4])))
+        for worker in dict.fromkeys((truth, control, port)):
+            digests = worker("load", tensors=state)
+            if worker is port:
+                loaded = digests
+        expected = {name: weights.digest(to_grid(value, dtype)) for name, value in state.items()}
+        digests = {port: loaded, control: expected}
+    unequal = [name for name in expected if digests[port].get(name) != expected[name]]
+    detail = f"{len(unequal)} of {len(expected)} differ bitwise from the source: {', '.join(unequal[:4])}"
+    result.contract.append(Check("weight bits", not unequal, detail if unequal else f"{len(expected)} bitwise equal"))
+
+
+def _contract_of_layers(control, port, result):
+    theirs, ours = control("lint"), port("lint")
+    wrong = [
+        f"{name or 'the net'}: port {ours.get(name, 'absent')}, reference {theirs.get(name, 'absent')}"
+        for name in dict.fromkeys([*theirs, *ours])
+        if _statement(ours.get(name)) != _statement(theirs.get(name))
+    ]
+    result.contract.append(Check("lint", not wrong, "; ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")))
+
+
+def _statement(line):
+    """Class names of containers differ between the frameworks (Sequential, SequentialCell); constants must not."""
+    if line is None:
+        return None
+    return line.replace("SequentialCell(", "Sequential(")
+
+
+def _contract_of_traces(reference, answer, ends, result):
+    for who, other in (("port", answer), ("truth", ends)):
+        missing = [tap for tap in reference if tap not in other]
+        surplus = [tap for tap in other if tap not in reference]
+        detail = f"{who} lacks {missing[:4]}, has in addition {surplus[:4]}" if missing or surplus else ""
+        result.contract.append(Check(f"taps of {who}", not missing and not surplus, detail))
+    empty = [tap for tap, record in reference.items() if not record.outputs]
+    result.contract.append(Check("outputs", bool(reference) and not empty, f"no tensor comes out of {empty[:4]}"))
+    if list(reference) != list(answer):
+        moved = next((a for a, b in zip(reference, answer, strict=False) if a != b), "the end")
+        result.contract.append(Check("order", False, f"modules run in another order from {moved} on"))
+    wrong = [
+        f"{tap}: {answer[tap].dtypes} instead of {reference[tap].dtypes}"
+        for tap in reference
+        if tap in answer and not _same_dtypes(reference[tap], answer[tap])
+    ]
+    result.contract.append(Check("dtypes", not wrong, "; ".join(wrong[:3])))
+
+
+def _same_dtypes(reference: Record, answer: Record) -> bool:
+    return len(reference.dtypes) == len(answer.dtypes) and all(
+        a == b or (b in ("float16", "bfloat16") and a == "float32")  # the control emulates, the device is native
+        for a, b in zip(reference.dtypes, answer.dtypes, strict=True)
+    )
+
+
+def _contract_of_runs(port, inputs, method, answer, result):
+    again = port("run", inputs=inputs, method=method)
+    tapped = answer["#0"].outputs if "#0" in answer else []
+    same = len(again) == len(tapped) and all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(again, tapped, strict=True)
+    )
+    if not same:
+        third = port("run", inputs=inputs, method=method)
+        steady = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(again, third, strict=True))
+        detail = "taps change the result" if steady else "two runs differ: nondeterministic"
+        result.contract.append(Check("repeatable", False, detail))
+    else:
+        result.contract.append(Check("repeatable", True, "bitwise equal with and without taps"))
+
+
+def _judge_taps(session, case, dtype, form, workers, traces, result):
+    truth, control, port = workers
+    reference, answer, ends = traces
+    names = [tap.rpartition("#")[0] for tap in reference]
+    taps: list[TapResult] = []
+    batch = [tap for tap in reference if tap != "#0"]
+    streamed = case.taps == "stages"
+    groups = [[tap] for tap in batch] if streamed else [batch]
+    local: dict[str, tuple] = {}
+    for group in groups:
+        requests = [(tap.rpartition("#")[0], reference[tap].args, reference[tap].kwargs) for tap in group]
+        ours = port("local", requests=requests)
+        true = truth("local", requests=requests) if truth is not control else [reference[tap].outputs for tap in group]
+        for tap, mine, exact in zip(group, ours, true, strict=True):
+            local[tap] = _metrics(mine, reference[tap].outputs, exact, dtype)
+            if streamed and truth is not control:
+                discard(*mine, *exact)
+    for tap, record in reference.items():
+        name = tap.rpartition("#")[0]
+        children = any(other != name and (name == "" or other.startswith(name + ".")) for other in names)
+        level = "net" if name == "" and case.net else "block" if children else "op"
+        prop = _metrics(answer[tap].outputs, record.outputs, ends[tap].outputs, dtype)
+        shape = tuple(fetch(record.outputs[0]).shape)
+        taps.append(TapResult(tap, shape, level, local.get(tap, prop), prop))
+    blocks = sum(1 for name in dict.fromkeys(names) if name.split(".")[-1].isdigit() and "block" in name)
+    exact = None
+    if dtype == "fp64":
+        exact = gates.SEMANTIC["native" if form == "Ascend" else "composed"]
+    gates.mark(taps, dtype, blocks, exact)
+    result.taps = taps
+    first = next((tap for tap in taps if tap.failed), None)
+    if first is not None:
+        result.worst = _worst(answer[first.tap].outputs, reference[first.tap].outputs, ends[first.tap].outputs)
+    if streamed:
+        for trace_ in dict.fromkeys(map(id, traces)):
+            for record in next(t for t in traces if id(t) == trace_).values():
+                discard(*record.outputs, *record.args, *record.kwargs.values())
+
+
+def _metrics(mine: list, theirs: list, exact: list, dtype: str) -> Metrics:
+    if not len(mine) == len(theirs) == len(exact):
+        empty = np.zeros(0)
+        metrics = gates.compare(empty, empty, empty, dtype)
+        metrics.problem = f"{len(mine)} outputs of the port, {len(theirs)} of the reference"
+        return metrics
+    return gates.merge(
+        [gates.compare(fetch(a), fetch(b), fetch(c), dtype) for a, b, c in zip(mine, theirs, exact, strict=True)]
+    )
+
+
+def _worst(mine: list, theirs: list, exact: list, count: int = 3) -> list[str]:
+    """The elements with the largest error: index, port, reference, truth."""
+    c, r, t = (np.asarray(fetch(x[0]), np.float64) for x in (mine, theirs, exact))
+    if not c.shape == r.shape == t.shape:
+        return []
+    error = np.abs(c - t)
+    error[~np.isfinite(error)] = np.inf
+    lines = []
+    for flat in np.argsort(error, axis=None)[::-1][:count]:
+        index = np.unravel_index(flat, t.shape)
+        place = ",".join(str(int(i)) for i in index)
+        lines.append(f"[{place}] port {c[index]:.7g}  ref {r[index]:.7g}  truth {t[index]:.7g}")
+    return lines
+
+
+def _explain(control, port, result):
+    theirs, ours = control("sources"), port("sources")
+    for tap in result.failures[:3]:
+        name = tap.tap.rpartition("#")[0]
+        result.sources[tap.tap] = (theirs.get(name, "?"), ours.get(name, "?"))
+
+
+def _rounded(value: Any, dtype: str) -> Any:
+    if isinstance(value, np.ndarray):
+        return to_grid(value, dtype)
+    return value

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker process: owns one framework on one device in one dtype and answers the judge.
+
+Started by `backends.Worker` as `python -m parity.harness.worker`. Messages are (verb, arguments); a verb is a public
+method of `Side`. A process cannot change its MindSpore device, and a failed kernel can poison it: hence one process each.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from typing import Any
+
+import numpy as np
+
+from parity.harness import trace, weights
+from parity.harness.inputs import Layout, Seed
+from parity.harness.trace import Record, fetch, stow
+
+
+class Side:
+    """What both frameworks have in common. Subclasses translate tensors, modules, hooks and parameters."""
+
+    package = ""  # "torch_ref" or "ms_latte"
+
+    def __init__(self, device: str, dtype: str):
+        self.device, self.dtype = device, dtype
+        self.root: Any = None
+        self.spill: str | None = None
+        self.undo: list = []
+
+    # --- verbs ---------------------------------------------------------------------------------------------------------
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and precision settings as read back."""
+        raise NotImplementedError
+
+    def set_spill(self, folder: str | None) -> None:
+        """Folder for large arrays, or None."""
+        self.spill = folder
+
+    def build(self, case, rounding: str, form: str = "", mutant: str = "", lazy: bool = False) -> dict[str, tuple]:
+        """Build the target of a case. Returns name -> shape of its parameters.
+
+        rounding: of `Precision`; form: formulation set (MindSpore); mutant: a bug to inject (MindSpore); lazy: keep
+        float32 parameters and widen each only while its layer runs (torch, for the float64 truth of large nets).
+        """
+        self.close()
+        self.begin(form, mutant)
+        compute = "fp64" if self.dtype == "fp64" else self.dtype
+        precision = self.precision(compute, case.islands, rounding)
+        module = importlib.import_module(f"{self.package}.{case.file}")
+        target = _resolve(module, case.target)
+        parts = {name: _resolve(module, kind)(**init, precision=precision) for name, (kind, init) in case.parts.items()}
+        accepts = inspect.signature(target).parameters
+        forwards = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepts.values())
+        shared = {"precision": precision} if "precision" in accepts or forwards else {}
+        if case.target[0].isupper():
+            init = {name: self.decode(value) for name, value in case.init.items()}
+            built = target(**init, **parts, **({} if "precision" in case.init else shared))
+            self.root = built if self.is_module(built) else self.holder(getattr(built, case.method), {})
+        else:
+            self.root = self.holder(_bind(target, {**parts, **shared}), parts)
+        self.lazy = lazy
+        return {name: tuple(value.shape) for name, value in self.parameters().items()}
+
+    def load(self, tensors: dict[str, np.ndarray] | None, checkpoint: str = "", overrides=None) -> dict[str, str]:
+        """Load parameters strictly, by equal names, already rounded to the tested dtype.
+
+        tensors: name -> float32 array on the grid of the dtype, or a checkpoint path that the worker reads itself.
+        Returns name -> digest of the bits that are now in the model (as float32; float64 under fp64).
+        Raises ValueError listing every missing, unknown and mis-shaped name.
+        """
+        if tensors is None:
+            from converters import load
+
+            tensors = load(checkpoint, overrides=overrides).tensors
+        own = self.parameters()
+        problems = [f"missing {name}" for name in own if name not in tensors]
+        problems += [f"unknown {name}" for name in tensors if name not in own]
+        problems += [
+            f"{name} has shape {tuple(tensors[name].shape)}, the model {tuple(own[name].shape)}"
+            for name in own
+            if name in tensors and tuple(tensors[name].shape) != tuple(own[name].shape)
+        ]
+        if problems:
+            raise ValueError(f"{len(problems)} parameters do not fit: {'; '.join(problems[:20])}")
+        from parity.harness.emulate import to_grid
+
+        for name in own:
+            self.assign(name, to_grid(np.asarray(tensors[name]), self.dtype))
+        self.after_load()
+        return self.digests()
+
+    def digests(self) -> dict[str, str]:
+        """name -> digest of every parameter as it is in the model now."""
+        return {name: weights.digest(self.array(value)) for name, value in self.parameters().items()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """name -> array of every parameter."""
+        return {name: self.array(value) for name, value in self.parameters().items()}
+
+    def lint(self) -> dict[str, str]:
+        """tap name -> the line in which a layer states its constants; parts of other origin are named as such."""
+        lines = {}
+        for name, module in self.modules():
+            lines[name] = f"{type(module).__name__}({self.statement(module)})"
+            if self.training(module):
+                lines[name] += " in training mode"
+        return lines
+
+    def sources(self) -> dict[str, str]:
+        """tap name -> file:line of the code that computes it."""
+        places = {}
+        for name, module in self.modules():
+            code = self.code_of(module)
+            try:
+                path, line = inspect.getsourcefile(code), inspect.getsourcelines(code)[1]
+                places[name] = f"{os.path.relpath(path)}:{line}"
+            except (OSError, TypeError, ValueError):
+                places[name] = type(module).__module__
+        return places
+
+    def trace(self, inputs: dict[str, Any], method: str, keep_inputs: bool, stages: bool) -> dict[str, Record]:
+        """Run once with every module tapped (stages: depth-one modules only). Returns the ordered trace.
+
+        The last record, "#0" of the net itself, holds the result.
+        """
+        records: dict[str, Record] = {}
+        calls: dict[str, int] = {}
+        handles = []
+
+        def tap(name):
+            def record(args, kwargs, out):
+                index = calls[name] = calls.get(name, -1) + 1
+                kept = self._encode((args, kwargs)) if keep_inputs else ((), {})
+                outputs, dtypes = self._results(out)
+                records[f"{name}#{index}"] = Record(*kept, outputs, dtypes)
+
+            return record
+
+        modules = [(name, module) for name, module in self.modules() if not stages or is_stage(name)]
+        for name, module in modules:
+            handles.append(self.hook(module, tap(name)))
+        try:
+            out = self.call(self.root, method, self.decode(inputs))
+        finally:
+            for handle in handles:
+                handle.remove()
+        records.pop("#0", None)
+        outputs, dtypes = self._results(out)
+        records["#0"] = Record((), {}, outputs, dtypes)
+        return records
+
+    def run(self, inputs: dict[str, Any], method: str) -> list[Any]:
+        """Run once without taps. Returns the results."""
+        return self._results(self.call(self.root, method, self.decode(inputs)))[0]
+
+    def local(self, requests: list[tuple[str, tuple, dict]]) -> list[list[Any]]:
+        """Run single modules on given inputs: [(name, args, kwargs)] -> their results. Teacher forcing."""
+        modules, answers = dict(self.modules()), []
+        for name, args, kwargs in requests:
+            out = self.call(modules[name], "", self.decode(kwargs), *self.decode(args))
+            answers.append(self._results(out)[0])
+        return answers
+
+    def close(self) -> None:
+        """Drop the model and undo injected bugs and formulations."""
+        self.root = None
+        while self.undo:
+            self.undo.pop()()
+
+    # --- shared helpers ------------------------------------------------------------------------------------------------
+
+    def decode(self, value: Any) -> Any:
+        """Arrays to tensors, `Layout` to the framework's TokenLayout, `Seed` to a generator; containers item by item."""
+        value = fetch(value)
+        if isinstance(value, np.ndarray):
+            return self.tensor(value)
+        if isinstance(value, Layout):
+            layers = importlib.import_module(f"{self.package}.models.layers")
+            return layers.TokenLayout(value.batch, value.frames, value.tokens, value.attend)
+        if isinstance(value, Seed):
+            return np.random.default_rng(value.seed)
+        if isinstance(value, dict):
+            return {name: self.decode(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.decode(item) for item in value)
+        return value
+
+    def _encode(self, value: Any) -> Any:
+        if type(value).__name__ == "TokenLayout":
+            return Layout(*value)
+        if isinstance(value, dict):
+            return {name: self._encode(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return tuple(self._encode(item) for item in value)
+        return stow(self.array(value), self.spill) if self.is_tensor(value) else value
+
+    def _results(self, out: Any) -> tuple[list[Any], list[str]]:
+        if out is None:  # a function that fills parameters (init_weights): its result is the parameters
+            out = list(self.parameters().values())
+        items = out if isinstance(out, (list, tuple)) else [out]
+        tensors = [item for item in items if self.is_tensor(item) or isinstance(item, np.ndarray)]
+        arrays = [item if isinstance(item, np.ndarray) else self.array(item) for item in tensors]
+        return [stow(item, self.spill) for item in arrays], [self.dtype_name(item) for item in tensors]
+
+
+def is_stage(name: str) -> bool:
+    """Whether a module is a top-level stage of a net: a direct child, or a member of a direct child list."""
+    parts = name.split(".")
+    return bool(name) and (len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit()))
+
+
+def _resolve(module: Any, name: str) -> Any:
+    return getattr(module, name)
+
+
+def _bind(function: Any, fixed: dict[str, Any]) -> Any:
+    return lambda **inputs: function(**inputs, **fixed)
+
+
+def main() -> None:
+    """Serve the judge until it closes the pipe. The first message is (framework, device, dtype)."""
+    reader = os.fdopen(os.dup(0), "rb")
+    writer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever the frameworks print goes to stderr, never into the protocol
+    framework, device, dtype = trace.receive(reader)
+    try:
+        if framework == "torch":
+            from parity.harness.torch_side import TorchSide as Kind
+        else:
+            from parity.harness.mindspore_side import MindSporeSide as Kind
+        side = Kind(device, dtype)
+        trace.send(writer, ("ok", side.environment()))
+    except BaseException as error:
+        trace.send(writer, ("error", type(error).__name__, str(error), traceback.format_exc()))
+        return
+    while True:
+        try:
+            verb, arguments = trace.receive(reader)
+        except EOFError:
+            return
+        try:
+            answer = ("ok", getattr(side, verb)(**arguments))
+        except BaseException as error:
+            answer = ("error", type(error).__name__, str(error), traceback.format_exc())
+        trace.send(writer, answer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of `models/embeddings.py`."""
+
+from parity.harness.case import Case
+from parity.harness.inputs import array, normal
+
+STEPS = array([0, 1, 37, 999])  # cos 1 and sin 0 at 0; the largest angles at 999
+
+CASES = [
+    Case("timestep_embedding", inputs=dict(timesteps=STEPS, dim=256)),
+    Case("timestep_embedding", inputs=dict(timesteps=array([0.5, 123.25]), dim=31), name="float_odd"),
+    Case("PatchProjection", dict(patch_size=2, in_channels=4, embed_dim=24), dict(latent=normal(3, 4, 6, 8))),
+    Case("PatchEmbed", dict(height=6, width=6, patch_size=2, in_channels=4, embed_dim=24), dict(latent=normal(3, 4, 6, 6))),
+    Case(
+        "PatchEmbed",
+        dict(height=6, width=8, patch_size=2, in_channels=4, embed_dim=24, interpolation_scale=2, layer_norm=True),
+        dict(latent=normal(3, 4, 8, 12)),
+        name="rescaled",
+    ),
+    Case(
+        "PatchEmbed",
+        dict(height=6, width=8, patch_size=2, in_channels=4, embed_dim=24, base_size=(3, 4), bias=False),
+        dict(latent=normal(3, 4, 8, 12)),
+        name="per_axis",
+    ),
+    Case("TimestepEmbedder", dict(hidden_size=48), dict(t=STEPS)),
+    Case("LabelEmbedder", dict(num_classes=7, hidden_size=24, dropout_prob=0.1), dict(labels=array([0, 3, 7]))),
+    Case(
+        "LabelEmbedder",
+        dict(num_classes=7, hidden_size=24, dropout_prob=0.1),
+        dict(labels=array([0, 3, 6]), drop_ids=array([True, False, True])),
+        name="dropped",
+    ),
+    Case("TimestepEmbedding", dict(in_channels=32, time_embed_dim=48), dict(sample=normal(3, 32))),
+    Case("CombinedTimestepSizeEmbeddings", dict(embedding_dim=48, size_emb_dim=16), dict(timestep=STEPS)),
+    Case("AdaLayerNormSingle", dict(embedding_dim=48), dict(timestep=STEPS)),
+    Case("CaptionProjection", dict(in_features=20, hidden_size=48), dict(caption=normal(2, 7, 20))),
+]
