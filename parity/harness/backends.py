@@ -29,7 +29,8 @@ class Worker:
     def __init__(self, framework: str, device: str, dtype: str):
         self.name = f"{framework}/{device}/{dtype}"
         self._log = tempfile.TemporaryFile()
-        environment = {"GLOG_v": "3", **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        # Idle threads of one framework must not spin on the cores that the other one needs.
+        environment = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "parity.harness.worker"],
             stdin=subprocess.PIPE,

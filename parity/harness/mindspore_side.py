@@ -89,9 +89,9 @@ class MindSporeSide(Side):
         value = self.ms.Tensor.from_numpy(array if array.flags.writeable else np.array(array))
         parameter.set_data(value if value.dtype == parameter.dtype else value.astype(parameter.dtype))
 
-    def load(self, tensors, checkpoint="", overrides=None):
+    def load(self, tensors, checkpoint="", **options):
         self.parameter_map = self.parameters()
-        return super().load(tensors, checkpoint, overrides)
+        return super().load(tensors, checkpoint, **options)
 
     def after_load(self):
         if self.mutant:

@@ -26,6 +26,7 @@ class Session:
     pool: Pool = field(default_factory=Pool)
     spill: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    layout: str = ""
 
     def rounding(self, side: str) -> str:
         """Half precision: the control always emulates; the port emulates on the CPU and is native on a device."""
@@ -94,8 +95,9 @@ def _load(session, case, dtype, workers, shapes, result):
     if wrong:
         return
     if case.weights:
+        options = dict(layout=session.layout or None, overrides=session.overrides)
         digests = {
-            worker: worker("load", tensors=None, checkpoint=case.weights, overrides=session.overrides)
+            worker: worker("load", tensors=None, checkpoint=case.weights, **options)
             for worker in dict.fromkeys((truth, control, port))
         }
         expected = digests[control]

@@ -65,7 +65,7 @@ class Side:
         self.lazy = lazy
         return {name: tuple(value.shape) for name, value in self.parameters().items()}
 
-    def load(self, tensors: dict[str, np.ndarray] | None, checkpoint: str = "", overrides=None) -> dict[str, str]:
+    def load(self, tensors: dict[str, np.ndarray] | None, checkpoint: str = "", **options) -> dict[str, str]:
         """Load parameters strictly, by equal names, already rounded to the tested dtype.
 
         tensors: name -> float32 array on the grid of the dtype, or a checkpoint path that the worker reads itself.
@@ -75,7 +75,7 @@ class Side:
         if tensors is None:
             from converters import load
 
-            tensors = load(checkpoint, overrides=overrides).tensors
+            tensors = load(checkpoint, **options).tensors
         own = self.parameters()
         problems = [f"missing {name}" for name in own if name not in tensors]
         problems += [f"unknown {name}" for name in tensors if name not in own]

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pytest options of the parity suite, the session with its worker processes, and the tables at the end.
+
+    pytest parity/ --device CPU                 every gate, tiny and thin nets
+    pytest parity/ --device CPU --quick         G0 and G1 only, under 30 s
+    pytest parity/ --device Ascend --dtype fp32,bf16
+    pytest parity/ --device CPU --checkpoint models/skytimelapse.pt
+"""
+
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parity.harness import report
+from parity.harness.backends import WorkerError
+from parity.harness.case import SIZES, Case, collect
+from parity.harness.runner import HALF, Session, run_case
+
+DEVICES = ("CPU", "Ascend", "GPU")
+DTYPES = ("fp32", "fp16", "bf16")
+RESULTS = pytest.StashKey[list]()
+SESSION = pytest.StashKey[Session]()
+HEADER = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("parity")
+    group.addoption("--device", default="CPU", help="device of the port: CPU or Ascend (GPU is refused)")
+    group.addoption("--dtype", default="fp32,fp16,bf16", help="comma list of fp32, fp16, bf16 (default: all)")
+    group.addoption("--model", default="", help="Latte, LatteT2V, or a preset such as Latte-XL/2 with --size full")
+    group.addoption("--size", default="thin", help="tiny, thin (default: tiny and full-depth thin nets) or full")
+    group.addoption("--quick", action="store_true", help="gates G0 and G1 on tiny nets only")
+    group.addoption("--checkpoint", default="", metavar="FILE", help="judge the whole net with the weights of a file")
+    group.addoption("--set", action="append", default=[], metavar="KEY=VALUE", help="configuration that the file lacks")
+    group.addoption("--layout", default="", help="layout of --checkpoint, where its names fit several")
+    group.addoption("--report", default="parity-report", metavar="DIR", help="where the report files go")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    option = config.option
+    if not hasattr(option, "device"):
+        return
+    if option.help or option.version or option.collectonly:
+        return
+    config.stash[RESULTS] = []
+    _check_options(option)
+    session = Session(device=option.device)
+    config.stash[SESSION] = session
+    if not option.xmlpath:
+        Path(option.report).mkdir(parents=True, exist_ok=True)
+        option.xmlpath = str(Path(option.report) / "junit.xml")
+    config.stash[HEADER] = _header(option, session)
+
+
+def _check_options(option):
+    if option.device not in DEVICES:
+        raise pytest.UsageError(f"--device {option.device}: expected CPU or Ascend")
+    if option.device == "GPU":
+        raise pytest.UsageError("--device GPU: the port has no GPU formulations; use --device CPU or --device Ascend")
+    wrong = [word for word in option.dtype.split(",") if word not in DTYPES]
+    if wrong:
+        raise pytest.UsageError(f"--dtype {option.dtype}: {', '.join(wrong)} unknown; expected {', '.join(DTYPES)}")
+    if option.size not in SIZES:
+        raise pytest.UsageError(f"--size {option.size}: expected one of {', '.join(SIZES)}")
+    if option.checkpoint and not Path(option.checkpoint).exists():
+        raise pytest.UsageError(f"--checkpoint {option.checkpoint}: no such file or folder")
+
+
+def _header(option, session):
+    """Start one worker of each framework: an absent framework or device ends the run here, with the remedy."""
+    try:
+        reference = session.pool.get("torch", "CPU", "fp64").environment
+        port = session.pool.get("mindspore", option.device, option.dtype.split(",")[0]).environment
+    except WorkerError as error:
+        session.pool.stop()
+        remedy = "" if "emedy" in str(error) else '. Remedy: pip install -e ".[parity]"'
+        raise pytest.UsageError(f"{str(error).strip()}{remedy}") from None
+    settings = ", ".join(f"{k} {v}" for k, v in port.items() if k not in ("mindspore", "numpy", "device"))
+    emulated = [dtype for dtype in option.dtype.split(",") if dtype in HALF]
+    lines = [
+        f"device {port['device']} · MindSpore {port['mindspore']} ({settings}) · torch {reference['torch']} CPU · numpy "
+        f"{reference['numpy']}",
+        "truth float64 torch · control torch in the tested dtype · seeds per parameter and input name, case seed 0",
+    ]
+    if option.device == "CPU" and emulated:
+        lines.append(
+            f"{', '.join(emulated)}: emulated (inputs and weights rounded once, float32 accumulation, one rounding per "
+            "operation; MindSpore has no bf16 kernels on the CPU)"
+        )
+    return lines
+
+
+def pytest_ignore_collect(collection_path, config):
+    """--quick and --size full leave out the file of the other gate, so that nothing is counted as skipped."""
+    if collection_path.name == "test_numerics.py" and config.option.quick:
+        return True
+    if collection_path.name == "test_semantics.py" and config.option.size == "full":
+        return True
+    return None
+
+
+def pytest_report_header(config):
+    return config.stash.get(HEADER, None)
+
+
+def pytest_generate_tests(metafunc):
+    """Whole list of runs: gate G1 once per formulation set, gate G2 per dtype and formulation set."""
+    if "parity_case" not in metafunc.fixturenames:
+        return
+    option, session = metafunc.config.option, metafunc.config.stash.get(SESSION, Session(metafunc.config.option.device))
+    dtypes = ["fp64"] if metafunc.function.__name__ == "test_semantics" else option.dtype.split(",")
+    if option.quick and dtypes != ["fp64"]:
+        dtypes = []
+    runs = []
+    for dtype in dtypes:
+        # G1 runs on the CPU whatever the device is: there, every formulation that has CPU kernels is judged.
+        for form in ("CPU", "Ascend") if dtype == "fp64" else session.forms():
+            for case in _selected(option):
+                if case.dtypes and dtype not in case.dtypes or case.forms and form not in case.forms:
+                    continue
+                if case.size != "tiny" and form != (option.device if dtype != "fp64" else "CPU"):
+                    continue  # other formulations are judged at tiny size
+                runs.append(pytest.param(case, dtype, form, id=f"{dtype}-{form}-{case.id}"))
+    metafunc.parametrize("parity_case, dtype, form", runs)
+
+
+def _selected(option):
+    if option.checkpoint:
+        return [_file_case(option)]
+    if option.size == "full":
+        from parity.harness.full import full_case
+
+        try:
+            return [full_case(option.model or "Latte-XL/2")]
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
+    sizes = ("tiny",) if option.quick or option.size == "tiny" else ("tiny", "thin")
+    cases = [case for case in collect() if case.size in sizes]
+    if option.model:
+        families = sorted({case.net for case in cases if case.net})
+        if option.model not in families:
+            raise pytest.UsageError(f"--model {option.model}: expected {' or '.join(families)} (a preset needs --size full)")
+        cases = [case for case in cases if case.net in ("", option.model)]
+    return cases
+
+
+def _file_case(option):
+    """The whole net of a checkpoint, on inputs that fit its configuration."""
+    from converters import ConversionError, load
+    from parity.harness.full import inputs_for
+
+    try:
+        checkpoint = load(option.checkpoint, layout=option.layout or None, overrides=_overrides(option.set))
+    except ConversionError as error:
+        raise pytest.UsageError(f"--checkpoint {option.checkpoint}: {error}") from None
+    file = {"Latte": "models.latte", "LatteT2V": "models.latte_t2v"}[checkpoint.model]
+    large = sum(int(np_size) for np_size in _sizes(checkpoint)) > 100e6
+    case = Case(checkpoint.model, checkpoint.config, inputs_for(checkpoint.model, checkpoint.config), "file",
+                net=checkpoint.model, size="full" if large else "tiny", taps="stages" if large else "all")
+    return replace(case, file=file, weights=str(Path(option.checkpoint).resolve()))
+
+
+def _sizes(checkpoint):
+    from math import prod
+
+    return [prod(shape) for shape in checkpoint.tensors.shapes.values()]
+
+
+def _overrides(pairs):
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise pytest.UsageError(f"--set {pair}: expected KEY=VALUE")
+        try:
+            values[key] = json.loads(value)
+        except json.JSONDecodeError:
+            values[key] = value
+    return values
+
+
+@pytest.fixture
+def judge(request, parity_case, dtype, form, record_property):
+    """Run the case, keep its result for the report, fail with a message of at most 15 lines."""
+
+    def run():
+        option, session = request.config.option, request.config.stash[SESSION]
+        session.overrides, session.layout = _overrides(option.set), option.layout
+        with_spill = parity_case.taps == "stages"
+        session.spill = tempfile.mkdtemp(prefix="parity-") if with_spill else None
+        try:
+            result = run_case(session, parity_case, dtype, form)
+        finally:
+            if session.spill:
+                shutil.rmtree(session.spill, ignore_errors=True)
+        command = f"pytest parity/ --device {option.device} --dtype {dtype if dtype != 'fp64' else 'fp32'}"
+        for flag in ("checkpoint", "layout", "model"):
+            command += f" --{flag} {getattr(option, flag)}" if getattr(option, flag) else ""
+        result.reproduce = f'{command} -k "{dtype}-{form}-{parity_case.id}"'
+        request.config.stash[RESULTS].append(result)
+        for name, value in _properties(result).items():
+            record_property(name, value)
+        if not result.passed:
+            pytest.fail("\n".join(report.failure(result)), pytrace=False)
+
+    return run
+
+
+def _properties(result):
+    properties = dict(gate=result.gate, dtype=result.dtype, formulation=result.form, taps=len(result.taps))
+    if result.taps:
+        worst = max(result.taps, key=lambda tap: tap.local.e_c)
+        properties.update(worst_tap=worst.tap, worst_local=worst.local.e_c, end=result.taps[-1].prop.e_c)
+    return properties
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    results = config.stash.get(RESULTS, [])
+    if not results:
+        return
+    terminalreporter.section("parity")
+    lines = [*config.stash[HEADER], report.contract_line(results), *report.summary(results, config.option.verbose > 0)]
+    for line in lines:
+        terminalreporter.write_line(line, red=line.startswith(">"))
+    paths = report.write(results, config.stash[HEADER], Path(config.option.report))
+    terminalreporter.write_line(f"report: {', '.join(map(str, [*paths, config.option.xmlpath]))}")
+
+
+def pytest_sessionfinish(session):
+    running = session.config.stash.get(SESSION, None)
+    if running:
+        running.pool.stop()
