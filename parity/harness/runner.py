@@ -16,6 +16,7 @@ from parity.harness.inputs import realize
 from parity.harness.trace import Record, discard, fetch
 
 HALF = ("fp16", "bf16")
+STILL_COMPARABLE = ("lint", "weight bits", "weights", "order", "dtypes", "repeatable")  # numbers still mean something
 
 
 @dataclass
@@ -72,7 +73,7 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
         _contract_of_traces(reference, answer, ends, result)
         if not stages:
             _contract_of_runs(port, inputs, case.method, answer, result)
-        if not result.broken:
+        if all(check.name in STILL_COMPARABLE for check in result.broken):
             _judge_taps(session, case, dtype, form, (truth, control, port), (reference, answer, ends), result)
         if result.failures:
             _explain(control, port, result)

@@ -47,6 +47,7 @@ class Side:
         float32 parameters and widen each only while its layer runs (torch, for the float64 truth of large nets).
         """
         self.close()
+        self.bound = False  # whether the method of the case is already bound (an object that is no module)
         self.begin(form, mutant)
         compute = "fp64" if self.dtype == "fp64" else self.dtype
         precision = self.precision(compute, case.islands, rounding)
@@ -59,7 +60,8 @@ class Side:
         if case.target[0].isupper():
             init = {name: self.decode(value) for name, value in case.init.items()}
             built = target(**init, **parts, **({} if "precision" in case.init else shared))
-            self.root = built if self.is_module(built) else self.holder(getattr(built, case.method), {})
+            self.root = built if self.is_module(built) else self.holder(_bind(getattr(built, case.method), {}), {})
+            self.bound = self.root is not built
         else:
             self.root = self.holder(_bind(target, {**parts, **shared}), parts)
         self.lazy = lazy
@@ -144,7 +146,7 @@ class Side:
         for name, module in modules:
             handles.append(self.hook(module, tap(name)))
         try:
-            out = self.call(self.root, method, self.decode(inputs))
+            out = self._call_root(method, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -155,7 +157,7 @@ class Side:
 
     def run(self, inputs: dict[str, Any], method: str) -> list[Any]:
         """Run once without taps. Returns the results."""
-        return self._results(self.call(self.root, method, self.decode(inputs)))[0]
+        return self._results(self._call_root(method, inputs))[0]
 
     def local(self, requests: list[tuple[str, tuple, dict]]) -> list[list[Any]]:
         """Run single modules on given inputs: [(name, args, kwargs)] -> their results. Teacher forcing."""
@@ -188,6 +190,9 @@ class Side:
         if isinstance(value, (list, tuple)):
             return type(value)(self.decode(item) for item in value)
         return value
+
+    def _call_root(self, method: str, inputs: dict[str, Any]) -> Any:
+        return self.call(self.root, "" if self.bound else method, self.decode(inputs))
 
     def _encode(self, value: Any) -> Any:
         if type(value).__name__ == "TokenLayout":

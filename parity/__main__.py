@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m parity VERB`: everything but the judging itself, which is `pytest parity/`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "mutants": ("parity.mutation", "inject every catalogued port bug and show which gate kills it"),
+    "benchmark": ("parity.benchmark", "time MindSpore against torch in alternating processes, print ratios"),
+}
+
+
+def main() -> int:
+    """Dispatch. Exit status 2 for an unknown verb."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m parity VERB [options]    (python -m parity VERB --help explains one)\n\nverbs:")
+        for name, (_, what) in VERBS.items():
+            print(f"  {name:<10} {what}")
+        print("\nTo judge the port: pytest parity/ --device CPU")
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"error: unknown verb {arguments[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(VERBS[arguments[0]][0]).main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
