@@ -224,7 +224,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if not results:
         return
     terminalreporter.section("parity")
-    lines = [*config.stash[HEADER], report.contract_line(results), *report.summary(results, config.option.verbose > 0)]
+    notes = [f"{result.case} {result.dtype}: {note}" for result in results for note in result.notes]
+    lines = [*config.stash[HEADER], *notes, report.contract_line(results), *report.summary(results, config.option.verbose > 0)]
     for line in lines:
         terminalreporter.write_line(line, red=line.startswith(">"))
     paths = report.write(results, config.stash[HEADER], Path(config.option.report))

@@ -49,6 +49,11 @@ class Worker:
             raise self._death() from None
         return self._answer()
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
     def stop(self) -> None:
         """End the process."""
         self._process.stdin.close()
@@ -97,6 +102,10 @@ class Pool:
         worker = self._workers.pop((framework, device, dtype), None)
         if worker:
             worker.stop()
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers alive."""
+        return [worker.pid for worker in self._workers.values()]
 
     def stop(self) -> None:
         """End all workers."""

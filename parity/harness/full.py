@@ -7,7 +7,20 @@ from parity.harness.case import Case
 from parity.harness.inputs import array, lengths, normal
 
 SIZES = {"XL": (28, 1152, 16), "L": (24, 1024, 16), "B": (12, 768, 12), "S": (12, 384, 6)}
+LATTE = dict(
+    input_size=32,
+    in_channels=4,
+    mlp_ratio=4.0,
+    num_frames=16,
+    class_dropout_prob=0.1,
+    num_classes=1000,
+    learn_sigma=True,
+    condition="none",
+)
 T2V = dict(
+    num_embeds_ada_norm=1000,
+    norm_type="ada_norm_single",
+    dropout=0.0,
     num_layers=28,
     num_attention_heads=16,
     attention_head_dim=72,
@@ -39,7 +52,7 @@ def full_case(model: str) -> Case:
     if size not in SIZES or patch not in ("2", "4", "8"):
         raise ValueError(f"--model {model}: expected Latte-XL/2 ... Latte-S/8 (XL, L, B, S by 2, 4, 8) or LatteT2V")
     depth, hidden_size, num_heads = SIZES[size]
-    init = dict(depth=depth, hidden_size=hidden_size, num_heads=num_heads, patch_size=int(patch))
+    init = {**LATTE, "depth": depth, "hidden_size": hidden_size, "num_heads": num_heads, "patch_size": int(patch)}
     case = Case("Latte", init, inputs_for("Latte", init), f"{size}-{patch}-full", net="Latte", size="full", taps="stages")
     return _filed(case, "models.latte")
 

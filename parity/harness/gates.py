@@ -292,24 +292,26 @@ def _attribute(taps: list[TapResult], bad_ends: list[TapResult]) -> None:
     """Separate culprits from taps that inherited, children before parents."""
     local = [tap for tap in taps if tap.verdict == "FAIL local"]
     for tap in local:  # a parent is at fault itself only if none of its children is
-        children = [other for other in local if other is not tap and _inside(other.tap, tap.tap)]
-        if children:
-            tap.verdict, tap.reason = "inherited", f"from {children[0].tap}"
-        elif tap.level != "op":
+        children = [other for other in taps if _inside(other.tap, tap.tap)]
+        guilty = [other for other in children if other in local]
+        if guilty:
+            tap.verdict, tap.reason = "inherited", f"from {guilty[0].tap}"
+        elif children:
             tap.verdict = "FAIL glue"
             tap.reason = f"its parts agree, their combination does not: {tap.reason}"
     culprits = [tap for tap in taps if tap.verdict in ("FAIL local", "FAIL glue")]
     if culprits:
+        first = culprits[0]
+        if first.verdict == "FAIL glue" and bad_ends:
+            first.reason += f"; the first layer whose result goes wrong is {bad_ends[0].tap}"
         for tap in bad_ends:
-            tap.verdict, tap.reason = "inherited", f"from {culprits[0].tap}"
-        return
-    if bad_ends:  # every part is right on its own: the net wires them wrongly; name the first that shows it
+            tap.verdict, tap.reason = "inherited", f"from {first.tap}"
+    elif bad_ends:  # every part is right on its own input: the net wires them wrongly; only its end can be blamed
         first, last = bad_ends[0], bad_ends[-1]
         for tap in bad_ends[:-1]:
-            tap.verdict, tap.reason = "inherited", f"{tap.reason}"
-        last.verdict = "FAIL end"
+            tap.verdict = "inherited"
         if last is not first:
-            last.reason += f"; every layer is right on its own input, the first wrong input is that of {first.tap}"
+            last.reason += f"; every layer is right on its own input, the first wrong result is that of {first.tap}"
 
 
 def _inside(child: str, parent: str) -> bool:

@@ -114,6 +114,9 @@ class MindSporeSide(Side):
 
         return cell.register_forward_hook(forward_hook, with_kwargs=True)
 
+    def finish(self, out):
+        self.ms.runtime.synchronize()
+
     def call(self, module, method, kwargs, *args):
         out = getattr(module, method)(*args, **kwargs) if method else module(*args, **kwargs)
         actual = self.ms.get_context("device_target")

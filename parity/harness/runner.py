@@ -13,6 +13,7 @@ from parity.harness.case import Case
 from parity.harness.emulate import to_grid
 from parity.harness.gates import CaseResult, Check, Metrics, TapResult
 from parity.harness.inputs import realize
+from parity.harness.memory import PeakMemory
 from parity.harness.trace import Record, discard, fetch
 
 HALF = ("fp16", "bf16")
@@ -53,6 +54,7 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
     port = session.pool.get("mindspore", device, dtype)
     workers = list(dict.fromkeys((truth, control, port)))
     lazy = case.taps == "stages"
+    memory = PeakMemory(session.pool.pids()) if lazy else None
     for worker in workers:
         worker("set_spill", folder=session.spill if lazy else None)
     try:
@@ -85,6 +87,8 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
             raise
         result.contract.append(Check("runs", False, f"{error.kind}: {str(error).splitlines()[0]}"))
     result.seconds = time.perf_counter() - began
+    if memory:
+        result.notes.append(f"peak memory {memory.stop() / 2**30:.2f} GiB (PSS of judge and workers)")
     return result
 
 
@@ -95,10 +99,13 @@ def _load(session, case, dtype, workers, shapes, result):
     result.contract.append(Check("parameters", not wrong, f"not equal on both sides: {wrong[:6]}" if wrong else ""))
     if wrong:
         return
-    if case.weights:
+    path = case.weights
+    if case.size == "full" and not path:
+        path = _write_weights(names_c, case, session)
+    if path:
         options = dict(layout=session.layout or None, overrides=session.overrides)
         digests = {
-            worker: worker("load", tensors=None, checkpoint=case.weights, **options)
+            worker: worker("load", tensors=None, checkpoint=path, **options)
             for worker in dict.fromkeys((truth, control, port))
         }
         expected = digests[control]
@@ -119,6 +126,23 @@ def _load(session, case, dtype, workers, shapes, result):
     unequal = [name for name in expected if digests[port].get(name) != expected[name]]
     detail = f"{len(unequal)} of {len(expected)} differ bitwise from the source: {', '.join(unequal[:4])}"
     result.contract.append(Check("weight bits", not unequal, detail if unequal else f"{len(expected)} bitwise equal"))
+
+
+def _write_weights(shapes: dict[str, tuple], case: Case, session: Session) -> str:
+    """Seeded weights of a large net as one file that all workers map, written tensor by tensor."""
+    import json
+    from functools import partial
+    from pathlib import Path
+
+    from converters.stream import TensorEntry, write_safetensors
+
+    entries = {
+        name: TensorEntry("F32", shape, partial(weights.random_parameter, name, shape, case.seed))
+        for name, shape in shapes.items()
+    }
+    path = Path(session.spill) / "weights.safetensors"
+    write_safetensors(path, entries, {"model": case.target, "config": json.dumps(case.init), "layout": "ours"})
+    return str(path)
 
 
 def _contract_of_layers(control, port, result):
@@ -182,40 +206,77 @@ def _contract_of_runs(port, inputs, method, answer, result):
 def _judge_taps(session, case, dtype, form, workers, traces, result):
     truth, control, port = workers
     reference, answer, ends = traces
-    names = [tap.rpartition("#")[0] for tap in reference]
-    taps: list[TapResult] = []
-    batch = [tap for tap in reference if tap != "#0"]
     streamed = case.taps == "stages"
-    groups = [[tap] for tap in batch] if streamed else [batch]
-    local: dict[str, tuple] = {}
-    for group in groups:
-        requests = [(tap.rpartition("#")[0], reference[tap].args, reference[tap].kwargs) for tap in group]
-        ours = port("local", requests=requests)
-        true = truth("local", requests=requests) if truth is not control else [reference[tap].outputs for tap in group]
-        for tap, mine, exact in zip(group, ours, true, strict=True):
-            local[tap] = _metrics(mine, reference[tap].outputs, exact, dtype)
-            if streamed and truth is not control:
-                discard(*mine, *exact)
+    batch = [tap for tap in reference if tap != "#0"]
+    local: dict[str, Metrics] = {}
+    for group in [[tap] for tap in batch] if streamed else [batch]:
+        local.update(_local(workers, {tap: reference[tap] for tap in group}, dtype))
+    modules = list(control("lint"))
+    taps = []
     for tap, record in reference.items():
-        name = tap.rpartition("#")[0]
-        children = any(other != name and (name == "" or other.startswith(name + ".")) for other in names)
-        level = "net" if name == "" and case.net else "block" if children else "op"
         prop = _metrics(answer[tap].outputs, record.outputs, ends[tap].outputs, dtype)
-        shape = tuple(fetch(record.outputs[0]).shape)
-        taps.append(TapResult(tap, shape, level, local.get(tap, prop), prop))
-    blocks = sum(1 for name in dict.fromkeys(names) if name.split(".")[-1].isdigit() and "block" in name)
+        level = "net" if tap == "#0" and case.net else _level(tap, modules)
+        taps.append(TapResult(tap, _shape(record), level, local.get(tap, prop), prop))
+    blocks = sum(1 for name in modules if name.split(".")[-1].isdigit() and "block" in name)
     exact = None
     if dtype == "fp64":
         exact = gates.SEMANTIC["native" if form == "Ascend" else "composed"]
     gates.mark(taps, dtype, blocks, exact)
+    if streamed:
+        taps = _descend(workers, reference, taps, modules, dtype)
+        gates.mark(taps, dtype, blocks, exact)
     result.taps = taps
-    first = next((tap for tap in taps if tap.failed), None)
+    first = next((tap for tap in taps if tap.failed and tap.tap in reference), None)
     if first is not None:
         result.worst = _worst(answer[first.tap].outputs, reference[first.tap].outputs, ends[first.tap].outputs)
     if streamed:
-        for trace_ in dict.fromkeys(map(id, traces)):
-            for record in next(t for t in traces if id(t) == trace_).values():
+        for trace_ in {id(trace_): trace_ for trace_ in traces}.values():
+            for record in trace_.values():
                 discard(*record.outputs, *record.args, *record.kwargs.values())
+
+
+def _local(workers, records: dict[str, Record], dtype: str) -> dict[str, Metrics]:
+    """Teacher forcing: every module of port and truth on the control's own inputs."""
+    truth, control, port = workers
+    requests = [(tap.rpartition("#")[0], record.args, record.kwargs) for tap, record in records.items()]
+    ours = port("local", requests=requests)
+    true = truth("local", requests=requests) if truth is not control else [r.outputs for r in records.values()]
+    metrics = {}
+    for (tap, record), mine, exact in zip(records.items(), ours, true, strict=True):
+        metrics[tap] = _metrics(mine, record.outputs, exact, dtype)
+        discard(*mine)
+        if truth is not control:
+            discard(*exact)
+    return metrics
+
+
+def _descend(workers, reference, taps, modules, dtype, most: int = 2) -> list[TapResult]:
+    """Look inside the first failing stages of a net that was compared stage by stage."""
+    truth, control, port = workers
+    found: list[TapResult] = []
+    looked = 0
+    for tap in taps:
+        if tap.verdict in ("FAIL local", "FAIL glue") and tap.level == "block" and looked < most:
+            looked += 1
+            record, name = reference[tap.tap], tap.tap.rpartition("#")[0]
+            here = dict(inputs=record.kwargs, args=record.args, method="", stages=False, inside=name)
+            theirs = control("trace", keep_inputs=True, **here)
+            ours, true = (worker("trace", keep_inputs=False, **here) for worker in (port, truth))
+            for inner, metrics in _local(workers, theirs, dtype).items():
+                prop = _metrics(ours[inner].outputs, theirs[inner].outputs, true[inner].outputs, dtype)
+                found.append(TapResult(inner, _shape(theirs[inner]), _level(inner, modules), metrics, prop))
+        found.append(tap)
+    return found
+
+
+def _level(tap: str, modules: list[str]) -> str:
+    name = tap.rpartition("#")[0]
+    inside = any(other != name and (name == "" or other.startswith(name + ".")) for other in modules)
+    return "block" if inside else "op"
+
+
+def _shape(record: Record) -> tuple:
+    return tuple(fetch(record.outputs[0]).shape)
 
 
 def _metrics(mine: list, theirs: list, exact: list, dtype: str) -> Metrics:

@@ -37,7 +37,7 @@ class TorchSide(Side):
         return Precision(compute, islands, rounding)
 
     def begin(self, form, mutant):
-        self.lazy = False
+        """The reference has no formulations and no bugs to inject."""
 
     def holder(self, function, parts):
         return Holder(function, parts)
@@ -95,6 +95,9 @@ class TorchSide(Side):
             record(args, kwargs, out)
 
         return module.register_forward_hook(forward_hook, with_kwargs=True)
+
+    def finish(self, out):
+        """Results of CPU kernels are complete when the call returns."""
 
     def call(self, module, method, kwargs, *args):
         with torch.no_grad() if not getattr(self, "gradients", False) else contextlib.nullcontext():

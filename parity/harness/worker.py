@@ -8,7 +8,9 @@ method of `Side`. A process cannot change its MindSpore device, and a failed ker
 import importlib
 import inspect
 import os
+import resource
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -28,6 +30,7 @@ class Side:
         self.device, self.dtype = device, dtype
         self.root: Any = None
         self.spill: str | None = None
+        self.lazy = self.bound = False
         self.undo: list = []
 
     # --- verbs ---------------------------------------------------------------------------------------------------------
@@ -47,6 +50,7 @@ class Side:
         float32 parameters and widen each only while its layer runs (torch, for the float64 truth of large nets).
         """
         self.close()
+        self.lazy = lazy
         self.bound = False  # whether the method of the case is already bound (an object that is no module)
         self.begin(form, mutant)
         compute = "fp64" if self.dtype == "fp64" else self.dtype
@@ -64,7 +68,6 @@ class Side:
             self.bound = self.root is not built
         else:
             self.root = self.holder(_bind(target, {**parts, **shared}), parts)
-        self.lazy = lazy
         return {name: tuple(value.shape) for name, value in self.parameters().items()}
 
     def load(self, tensors: dict[str, np.ndarray] | None, checkpoint: str = "", **options) -> dict[str, str]:
@@ -91,7 +94,8 @@ class Side:
         from parity.harness.emulate import to_grid
 
         for name in own:
-            self.assign(name, to_grid(np.asarray(tensors[name]), self.dtype))
+            value = np.asarray(tensors[name])
+            self.assign(name, value if self.lazy else to_grid(value, self.dtype))
         self.after_load()
         return self.digests()
 
@@ -124,10 +128,13 @@ class Side:
                 places[name] = type(module).__module__
         return places
 
-    def trace(self, inputs: dict[str, Any], method: str, keep_inputs: bool, stages: bool) -> dict[str, Record]:
+    def trace(
+        self, inputs: dict[str, Any], method: str, keep_inputs: bool, stages: bool, inside: str = "", args: tuple = ()
+    ) -> dict[str, Record]:
         """Run once with every module tapped (stages: depth-one modules only). Returns the ordered trace.
 
-        The last record, "#0" of the net itself, holds the result.
+        The last record, "#0" of the net itself, holds the result. inside: run this module alone, on args and inputs, and
+        tap the modules inside it.
         """
         records: dict[str, Record] = {}
         calls: dict[str, int] = {}
@@ -142,10 +149,13 @@ class Side:
 
             return record
 
-        modules = [(name, module) for name, module in self.modules() if not stages or is_stage(name)]
-        for name, module in modules:
-            handles.append(self.hook(module, tap(name)))
+        for name, module in self.modules():
+            if name.startswith(inside + ".") if inside else not stages or is_stage(name):
+                handles.append(self.hook(module, tap(name)))
         try:
+            if inside:
+                self.call(dict(self.modules())[inside], "", self.decode(inputs), *self.decode(args))
+                return records
             out = self._call_root(method, inputs)
         finally:
             for handle in handles:
@@ -166,6 +176,24 @@ class Side:
             out = self.call(modules[name], "", self.decode(kwargs), *self.decode(args))
             answers.append(self._results(out)[0])
         return answers
+
+    def clock(self, inputs: dict[str, Any], method: str, tapped: bool = False) -> float:
+        """Seconds of one forward, results complete; tapped: with a tap on every module that copies its results out."""
+        decoded = self.decode(inputs)
+        handles = []
+        if tapped:
+            handles = [self.hook(module, lambda args, kwargs, out: self._results(out)) for _, module in self.modules()]
+        try:
+            began = time.perf_counter()
+            self.finish(self.call(self.root, method, decoded))
+            return time.perf_counter() - began
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def peak_memory(self) -> int:
+        """Bytes that this process had resident at most."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def close(self) -> None:
         """Drop the model and undo injected bugs and formulations."""

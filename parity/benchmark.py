@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m parity benchmark`: MindSpore against torch eager on the same cores, in alternating runs.
+
+Two processes, each with its framework, take turns: torch, MindSpore, torch, MindSpore ... A row prints both medians and the
+median of the ratios of neighbouring runs, so that a machine whose speed drifts does not decide. Never a test.
+"""
+
+import argparse
+import os
+import statistics
+from dataclasses import dataclass, replace
+
+from parity.harness.backends import Worker
+from parity.harness.case import Case
+from parity.harness.full import full_case
+from parity.harness.inputs import Layout, normal, realize
+from parity.harness.weights import random_state
+
+PARTS = ("operators", "blocks", "net", "trace")
+
+
+@dataclass
+class Row:
+    """Medians in seconds, ratio MindSpore / torch with its range, peak memory in bytes."""
+
+    name: str
+    torch: float
+    mindspore: float
+    ratio: float
+    low: float
+    high: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m parity benchmark",
+        description="Time MindSpore against torch eager (fused attention) in alternating processes and print ratios of "
+        "medians. Keep the machine otherwise idle.",
+        epilog="Example: python -m parity benchmark --model Latte-XL/2 --parts blocks,net --repeat 5",
+    )
+    parser.add_argument("--device", default="CPU", help="device of MindSpore: CPU or Ascend (default: %(default)s)")
+    parser.add_argument("--dtype", default="fp32", choices=["fp32"], help="fp32 (half precision is emulated on the CPU)")
+    parser.add_argument("--model", default="Latte-XL/2", help="Latte-XL/2 ... Latte-S/8 or LatteT2V (default: %(default)s)")
+    parser.add_argument("--parts", default="operators,blocks,net,trace", help="comma list (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=5, help="alternating runs of each row, net 3 at most (default: 5)")
+    options = parser.parse_args(arguments)
+    wrong = [part for part in options.parts.split(",") if part not in PARTS]
+    if wrong:
+        parser.error(f"--parts {', '.join(wrong)}: expected some of {', '.join(PARTS)}")
+    try:
+        net = full_case(options.model)
+    except ValueError as error:
+        parser.error(str(error))
+    run(options, net)
+    return 0
+
+
+def run(options: argparse.Namespace, net: Case) -> list[Row]:
+    """Measure all chosen parts."""
+    sides = {name: Worker(name, device, options.dtype) for name, device in (("torch", "CPU"), ("mindspore", options.device))}
+    for name, worker in sides.items():
+        print(f"{name}: {', '.join(f'{key} {value}' for key, value in worker.environment.items())}")
+    print(f"cores {len(os.sched_getaffinity(0))} · {options.model} · {options.dtype} · times in ms, ratio MindSpore / torch")
+    print(f"{'':<44} {'torch':>9} {'mindspore':>9} {'ratio':>6}  range")
+    rows = []
+    try:
+        chosen = options.parts.split(",")
+        for part, cases in (("operators", operators(net)), ("blocks", blocks(net)), ("net", [net])):
+            if part in chosen:
+                for case in cases:
+                    rows.append(measure(sides, case, min(options.repeat, 3) if part == "net" else options.repeat))
+        if "net" in chosen:
+            memory = {name: worker("peak_memory") for name, worker in sides.items()}
+            share = memory["mindspore"] / memory["torch"]
+            print(
+                f"{'peak resident memory of each process, GiB':<44} {memory['torch'] / 2**30:>9.2f} "
+                f"{memory['mindspore'] / 2**30:>9.2f} {share:>6.2f}"
+            )
+        if "trace" in chosen:
+            tracing(sides, net)
+    finally:
+        for worker in sides.values():
+            worker.stop()
+    return rows
+
+
+def measure(sides: dict[str, Worker], case: Case, repeat: int) -> Row:
+    """Build on both sides, warm up once, time in turns."""
+    inputs = _prepare(sides, case)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for name, worker in sides.items():
+        worker("clock", inputs=inputs, method="")
+    for _ in range(repeat):
+        for name, worker in sides.items():
+            times[name].append(worker("clock", inputs=inputs, method=""))
+    ratios = [b / a for a, b in zip(times["torch"], times["mindspore"], strict=True)]
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    row = Row(case.name, medians["torch"], medians["mindspore"], statistics.median(ratios), min(ratios), max(ratios))
+    print(
+        f"{row.name:<44} {row.torch * 1e3:>9.2f} {row.mindspore * 1e3:>9.2f} {row.ratio:>6.2f}  "
+        f"{row.low:.2f} - {row.high:.2f}",
+        flush=True,
+    )
+    for worker in sides.values():
+        worker("close")
+    return row
+
+
+def tracing(sides: dict[str, Worker], net: Case) -> None:
+    """What tapping every module costs, on a shallow net of full width."""
+    depth = {"depth": 4} if net.net == "Latte" else {"num_layers": 2}
+    case = replace(net, init={**net.init, **depth}, name="shallow")
+    inputs = _prepare(sides, case)
+    for name, worker in sides.items():
+        ratios = []
+        for _ in range(4):
+            plain = worker("clock", inputs=inputs, method="")
+            ratios.append(worker("clock", inputs=inputs, method="", tapped=True) / plain)
+        print(f"{f'tracing every module over a plain forward, {name}':<64} {statistics.median(ratios[1:]):>6.2f}")
+        worker("close")
+
+
+def operators(net: Case) -> list[Case]:
+    """Operators at the shapes they have in the net."""
+    D, A, F, T = _dims(net)
+    d = D // A
+    rows = F * T
+    part = dict(net=net.net, taps="all")
+    layers = "models.layers"
+    return [
+        _case("Linear", dict(in_features=D, out_features=D), dict(x=normal(rows, D)), f"linear {rows}x{D}x{D}", layers, part),
+        _case("Linear", dict(in_features=D, out_features=4 * D), dict(x=normal(rows, D)), f"linear {rows}x{D}x{4 * D}", layers, part),
+        _case("Linear", dict(in_features=4 * D, out_features=D), dict(x=normal(rows, 4 * D)), f"linear {rows}x{4 * D}x{D}", layers, part),
+        _case("LayerNorm", dict(dim=D, eps=1e-6), dict(x=normal(rows, D)), f"layer norm {rows}x{D}", layers, part),
+        _case("GELU", dict(approximate="tanh"), dict(x=normal(rows, 4 * D)), f"gelu {rows}x{4 * D}", layers, part),
+        _attention(D, A, Layout(1, F, T, "space"), f"attention over space, {F} x {A} heads x {T} x {d}", part),
+        _attention(D, A, Layout(1, F, T, "time"), f"attention over time, {T} x {A} heads x {F} x {d}", part),
+    ]
+
+
+def blocks(net: Case) -> list[Case]:
+    """Both kinds of block."""
+    D, A, F, T = _dims(net)
+    part = dict(net=net.net, taps="all")
+    space, time = Layout(1, F, T, "space"), Layout(1, F, T, "time")
+    if net.net == "Latte":
+        init = dict(hidden_size=D, num_heads=A, attention="math")
+        inputs = dict(x=normal(F * T, D), c=normal(1, D))
+        return [
+            _case("TransformerBlock", init, {**inputs, "layout": space}, "spatial block", "models.blocks", part),
+            _case("TransformerBlock", init, {**inputs, "layout": time}, "temporal block", "models.blocks", part),
+        ]
+    init = dict(
+        inner_dim=D,
+        num_attention_heads=A,
+        attention_head_dim=D // A,
+        activation_fn="gelu-approximate",
+        attention_bias=True,
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
+    inputs = dict(hidden_states=normal(F * T, D), timestep=normal(1, 6 * D))
+    text = dict(encoder_hidden_states=normal(1, 120, D))
+    cross = {**init, "cross_attention_dim": D}
+    return [
+        _case("BasicTransformerBlock", cross, {**inputs, **text, "layout": space}, "spatial block", "models.blocks", part),
+        _case("TemporalTransformerBlock", init, {**inputs, "layout": time}, "temporal block", "models.blocks", part),
+    ]
+
+
+def _attention(D, A, layout, name, part):
+    inputs = dict(x=normal(layout.frames * layout.tokens, D), layout=layout)
+    return _case("Attention", dict(dim=D, num_heads=A), inputs, name, "models.attention", part)
+
+
+def _case(target, init, inputs, name, file, part):
+    return Case(target, init, inputs, name, file=file, **part)
+
+
+def _dims(net: Case) -> tuple[int, int, int, int]:
+    """Width, heads, frames, tokens a frame."""
+    init = net.init
+    if net.net == "Latte":
+        T = (init["input_size"] // init["patch_size"]) ** 2
+        return init["hidden_size"], init["num_heads"], init["num_frames"], T
+    T = (init["sample_size"] // init["patch_size"]) ** 2
+    return init["cross_attention_dim"], init["num_attention_heads"], init["video_length"], T
+
+
+def _prepare(sides: dict[str, Worker], case: Case) -> dict:
+    """Equal weights and inputs on both sides. torch takes its fused attention, the fastest it has."""
+    for name, worker in sides.items():
+        fused = {}
+        if name == "torch":
+            fused = {"attention": "flash"} if case.target in ("Latte", "TransformerBlock", "Attention") else {}
+            if case.target in ("LatteT2V", "BasicTransformerBlock", "TemporalTransformerBlock"):
+                fused = {"enable_flash_attention": True}
+        shapes = worker("build", case=replace(case, init={**case.init, **fused}), rounding="native")
+        worker("load", tensors=random_state(shapes, case.seed))
+    return realize(case.inputs, case.seed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
