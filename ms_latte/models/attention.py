@@ -27,7 +27,7 @@ class DotProductAttention(nn.Cell):
         super().__init__()
         if form not in ATTENTION_FORMS:
             raise ValueError(f"attention is {form!r}; expected one of {', '.join(ATTENTION_FORMS)}")
-        if form == "flash":
+        if form == "flash":  # MS: torch has the fused kernel on every device
             raise ValueError(
                 "flash attention is not built yet: use attention='math', enable_flash_attention=False"
             )

@@ -15,12 +15,14 @@ def to_grid(array: np.ndarray, dtype: str) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
     if dtype == "fp64":
-        return array.astype(np.float32).astype(np.float64)
-    array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is judged elsewhere; NaNs may be signalling
+            return array.astype(np.float32).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = array.astype(np.float32, copy=False)
     if dtype == "fp32":
         return array
     if dtype == "fp16":
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(np.float16).astype(np.float32)
     if dtype == "bf16":
         bits = np.ascontiguousarray(array).view(np.uint32)

@@ -9,7 +9,7 @@ The numbers stand in LIMITS and SEMANTIC alone; messages are built from them.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -66,10 +66,15 @@ class Metrics:
     peak: float
     size: int
     problem: str = ""
+    floor: float = LIMITS["fp32"].floor  # of the dtype it was measured in; 1 under fp64, which has no control
 
     def ratio(self, floor: float) -> float:
         """rho with a floor under e(r)."""
-        return self.e_c / max(self.e_r, floor) if self.e_c == self.e_c else math.inf
+        return self.e_c / max(self.e_r, floor) if math.isfinite(self.e_c) else math.inf
+
+    def peak_ratio(self) -> float:
+        """m(c) / m(r), with the floor at the largest element."""
+        return self.m_c / max(self.m_r, self.floor * self.peak) if math.isfinite(self.m_c) else math.inf
 
 
 @dataclass
@@ -138,17 +143,18 @@ def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
     """All metrics of one output. c, r, t: arrays of one shape.
 
     `problem` names what makes numbers meaningless: different shapes, an empty output, NaN or Inf where the truth,
-    rounded to `dtype`, has none (or of the other sign), values off the grid of `dtype`.
+    rounded to `dtype`, has none (or of the other sign), nothing finite, values off the grid of `dtype`.
     """
     bad = dict(e_c=math.inf, e_r=math.nan, m_c=math.inf, m_r=math.nan, max_abs=math.inf, cosine=math.nan)
-    rest = dict(flip=1.0, bias=0.0, peak=0.0, size=int(c.size))
+    floor = LIMITS[dtype].floor if dtype in LIMITS else 1.0
+    rest = dict(flip=1.0, bias=0.0, peak=0.0, size=int(c.size), floor=floor)
     if c.shape != t.shape or r.shape != t.shape:
         return Metrics(**bad, **rest, problem=f"shape {tuple(c.shape)} of the port, {tuple(r.shape)} of the reference")
     if t.size == 0:
         return Metrics(**bad, **rest, problem="empty output: nothing was compared")
     sums = np.zeros(8)
     peaks = np.zeros(3)
-    problem = ""
+    problem, compared = "", 0
     flat = [np.asarray(x).reshape(-1) for x in (c, r, t)]
     for start in range(0, t.size, CHUNK):
         cc, rr, tt = (x[start : start + CHUNK].astype(np.float64) for x in flat)
@@ -160,11 +166,14 @@ def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
         finite = np.isfinite(cc) & np.isfinite(rr) & np.isfinite(tt)
         if not finite.all():
             cc, rr, tt = cc[finite], rr[finite], tt[finite]
+        compared += cc.size
         dc, dr = cc - tt, rr - tt
         flips = np.count_nonzero(cc != rr)
         sums += [dc @ dc, dr @ dr, tt @ tt, cc @ rr, cc @ cc, rr @ rr, dc.sum(), flips]
         if cc.size:
             peaks = np.maximum(peaks, [np.abs(dc).max(), np.abs(dr).max(), np.abs(tt).max()])
+    if not problem and not compared:
+        problem = "no finite value: nothing was compared"
     if not problem and on_grid(np.asarray(r), dtype) and not on_grid(np.asarray(c), dtype):
         problem = f"values of the port are not representable in {dtype}: a rounding is missing"
     n = t.size
@@ -183,6 +192,7 @@ def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
         peak=_ratio(peaks[2], rms) if rms else 1.0,
         size=n,
         problem=problem,
+        floor=floor,
     )
     if problem:
         metrics.e_c = math.inf
@@ -190,11 +200,15 @@ def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
 
 
 def merge(parts: list[Metrics]) -> Metrics:
-    """Metrics of a tap with several outputs: the worst candidate error, with its control."""
+    """Metrics of a tap with several outputs: the worst candidate error with its control, and the worst element.
+
+    Errors are ranked above the dtype's floor, or an output whose control is exact would outshine every other one.
+    """
     for part in parts:
         if part.problem:
             return part
-    return max(parts, key=lambda part: part.ratio(1e-300 if part.e_r == 0 else part.e_r))
+    worst, peaked = max(parts, key=lambda part: part.ratio(part.floor)), max(parts, key=Metrics.peak_ratio)
+    return replace(worst, m_c=peaked.m_c, m_r=peaked.m_r, peak=peaked.peak, max_abs=max(p.max_abs for p in parts))
 
 
 def judge_semantics(local: Metrics, prop: Metrics, limit: float) -> tuple[str, str, float, float]:

@@ -67,6 +67,21 @@ class Latte(nn.Module):
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.grid = (self.input_size[0] // patch_size, self.input_size[1] // patch_size)
         self.stored_sincos = None  # True or False once `check_stored_tables` has looked
+        self.config = dict(  # constructor arguments as JSON can hold them; precision is the caller's choice
+            input_size=list(self.input_size),
+            patch_size=patch_size,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            num_frames=num_frames,
+            class_dropout_prob=class_dropout_prob,
+            num_classes=num_classes,
+            learn_sigma=learn_sigma,
+            condition=condition,
+            attention=attention,
+        )
 
         self.x_embedder = PatchProjection(patch_size, in_channels, hidden_size, precision=precision)
         self.t_embedder = TimestepEmbedder(hidden_size, precision=precision)

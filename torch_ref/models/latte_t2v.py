@@ -88,6 +88,29 @@ class LatteT2V(nn.Module):
             float(temporal_interpolation_scale),
         )
         self.use_recompute, self.precision = use_recompute, precision
+        self.config = dict(  # constructor arguments as JSON can hold them; precision is the caller's choice
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=self.out_channels,
+            num_layers=num_layers,
+            dropout=dropout,
+            cross_attention_dim=cross_attention_dim,
+            attention_bias=attention_bias,
+            sample_size=[height, width],
+            patch_size=patch_size,
+            activation_fn=activation_fn,
+            num_embeds_ada_norm=num_embeds_ada_norm,
+            norm_type=norm_type,
+            norm_elementwise_affine=norm_elementwise_affine,
+            norm_eps=norm_eps,
+            caption_channels=caption_channels,
+            video_length=video_length,
+            temporal_interpolation_scale=self.temporal_interpolation_scale,
+            per_axis_base_size=per_axis_base_size,
+            enable_flash_attention=enable_flash_attention,
+            use_recompute=use_recompute,
+        )
 
         self.pos_embed = PatchEmbed(
             height,
@@ -173,9 +196,8 @@ class LatteT2V(nn.Module):
         text = text_rows(encoder_hidden_states, layout, use_image_num).to(precision.dtype)
         text = self.caption_projection(text)  # (B*(1+I), L, D)
         temp_pos_embed = self.temporal_positions(total - use_image_num).to(x.device)  # (F, D)
-        for i, (spatial_block, temp_block) in enumerate(
-            zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
-        ):
+        for i, spatial_block in enumerate(self.transformer_blocks):
+            temp_block = self.temporal_transformer_blocks[i]
             table = temp_pos_embed if i == 0 else None
             flags = (layout, use_image_num, enable_temporal_attentions)
             arguments = (spatial_block, temp_block, table, x, text, bias, modulation, *flags)

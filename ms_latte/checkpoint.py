@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File <-> model, strictly: the only way a file becomes a model.
+
+from ms_latte.checkpoint import load, save
+model = load("skytimelapse.pt")              # builds the Latte or LatteT2V that the file describes
+save(model, "skytimelapse.safetensors")      # weights and configuration in one file, bit for bit
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+import converters
+from converters.layouts import OURS
+from converters.stream import TensorEntry, write_safetensors
+from ms_latte.models.latte import Latte
+from ms_latte.models.latte_t2v import LatteT2V
+from ms_latte.models.precision import Precision
+
+MODELS = {"Latte": Latte, "LatteT2V": LatteT2V}
+REPORT_LIMIT = 20  # names per group in an error
+FLOAT16_LIMIT = 65520.0  # values from here on round to infinity in float16
+
+# Arguments that change no number of a forward pass without dropout: a file and a given model may differ in them.
+INERT = ("class_dropout_prob", "dropout", "num_embeds_ada_norm")
+# Arguments of the host, not of the weights: never stored.
+OF_THE_HOST = ("attention", "enable_flash_attention", "use_recompute")
+
+WORDS = {ms.float64: "F64", ms.float32: "F32", ms.float16: "F16", ms.bfloat16: "BF16"}
+
+
+class CheckpointError(ValueError):
+    """A file and a model that do not fit; the message lists everything that differs, and a remedy."""
+
+
+def load(path, model=None, which="ema", precision=None, overrides=None, layout=None):
+    """A model in evaluation mode with the weights of `path`: a published checkpoint or a file of `save`.
+
+    path: .pt .pth .bin .safetensors, sharded index or diffusers folder. model: a Latte or LatteT2V to fill
+    instead of building one. which: "ema" (or what there is), "model" or "state_dict". precision: of the model
+    to build, Precision() by default. overrides: constructor arguments that win over those found. layout: name
+    of the published layout where names fit several. The weights stay in the mapped file until they are
+    changed. Raises CheckpointError if file and model differ in names, shapes or configuration, and
+    converters.ConversionError for a file that cannot be read.
+    """
+    if model is not None and precision is not None and precision != model.precision:
+        raise CheckpointError(
+            f"load({path}) got a model in {model.precision} and precision={precision}; "
+            "remedy: pass precision only when load builds the model"
+        )
+    if model is None:
+        checkpoint = converters.load(path, which, layout, overrides)
+        model = MODELS[checkpoint.model](**checkpoint.config, precision=precision or Precision())
+        conflicts = []
+    else:
+        checkpoint = _open_for(model, path, which, layout, overrides)
+        conflicts = _conflicts(model, checkpoint)
+    _fill(model, checkpoint.tensors, checkpoint.tensors.shapes, str(path), conflicts)
+    return model.set_train(False)
+
+
+def load_arrays(model, tensors):
+    """Give `model` the weights of a mapping name -> numpy array; strict, all or nothing. Returns the model.
+
+    Values are rounded to the model's precision. Arrays that already have the type of their parameter are not
+    copied: they belong to the model from here on. Raises CheckpointError listing every missing, unknown and
+    mis-shaped name, and every value that float16 cannot hold; the model is then unchanged.
+    """
+    shapes = {name: np.shape(tensors[name]) for name in tensors}
+    return _fill(model, tensors, shapes, "the given arrays", [])
+
+
+def save(model, path):
+    """Write weights and configuration of a Latte or LatteT2V to one .safetensors file; returns its content hash.
+
+    Every parameter is stored in its own type, bit for bit. The file appears under `path` when it is complete;
+    until then an older file there is untouched. Raises CheckpointError for a wrong path or a model that the
+    format cannot describe.
+    """
+    path, kind = Path(path), _kind(model)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"cannot write {path.name}: got ending {path.suffix!r}, expected .safetensors; "
+            f"remedy: {path.with_suffix('.safetensors').name}"
+        )
+    if not path.parent.is_dir():
+        raise CheckpointError(f"folder {path.parent} does not exist; remedy: mkdir -p {path.parent}")
+    entries = {name: _entry(parameter) for name, parameter in model.parameters_and_names()}
+    metadata = {"model": kind, "config": json.dumps(_stored_config(model)), "layout": "ours"}
+    return write_safetensors(path, entries, metadata)
+
+
+def _kind(model):
+    kind = next((name for name, owner in MODELS.items() if isinstance(model, owner)), None)
+    if kind is None:
+        raise CheckpointError(f"got a {type(model).__name__}, expected a {' or a '.join(MODELS)}")
+    return kind
+
+
+def _open_for(model, path, which, layout, overrides):
+    """The checkpoint, with the model's own configuration where the file does not tell enough."""
+    kind = _kind(model)
+    try:
+        checkpoint = converters.load(path, which, layout, overrides)
+    except converters.ConversionError:
+        checkpoint = converters.load(path, which, layout, {**_stored_config(model), **(overrides or {})})
+    if checkpoint.model != kind:
+        raise CheckpointError(
+            f"{path} holds a {checkpoint.model}, the model is a {kind}; no lossless map exists between them"
+        )
+    return checkpoint
+
+
+def _conflicts(model, checkpoint):
+    """Arguments in which the file and a given model differ, although perhaps no shape shows it."""
+    skipped = INERT if model.config.get("condition", "class") == "class" else (*INERT, "num_classes")
+    return [
+        f"{name}: got {value!r} in the file, expected {model.config[name]!r}"
+        for name, value in checkpoint.config.items()
+        if name not in skipped and _plain(value) != _plain(model.config[name])
+    ]
+
+
+def _plain(value):
+    """A square [n, n] equals n."""
+    return value[0] if isinstance(value, list) and value[0] == value[1] else value
+
+
+def _stored_config(model):
+    """The part of `model.config` that the format keeps: everything but choices of the host."""
+    keys = OURS[_kind(model)].model.keys
+    lost = {
+        name: value
+        for name, value in model.config.items()
+        if name not in keys and name not in OF_THE_HOST and value
+    }
+    if lost:
+        raise CheckpointError(
+            f"the checkpoint format has no place for {', '.join(f'{k}={v!r}' for k, v in lost.items())}; "
+            "remedy: save a model that is built without it and pass it when building"
+        )
+    return {name: value for name, value in model.config.items() if name in keys}
+
+
+def _entry(parameter):
+    def bits():
+        values = parameter.asnumpy()
+        return values.view(np.uint16) if parameter.dtype == ms.bfloat16 else values
+
+    return TensorEntry(WORDS[parameter.dtype], tuple(parameter.shape), bits)
+
+
+def _fill(model, tensors: Mapping, shapes, source, conflicts):
+    parameters = dict(model.parameters_and_names())
+    _check(parameters, shapes, source, conflicts)
+    if model.precision.compute == "fp16":
+        _check_range(tensors, source)
+    for name, parameter in parameters.items():
+        parameter.set_data(_value(tensors[name], parameter, model.precision))
+    if isinstance(model, Latte):
+        model.check_stored_tables()
+    return model
+
+
+def _value(array, parameter, precision):
+    """The array as a tensor of the parameter's type, on the grid of the precision; copied only if changed."""
+    # Writable, because training changes weights in place; aligned and contiguous for the kernels.
+    value = ms.Tensor.from_numpy(np.require(array, requirements=["C", "A", "W"]))
+    if value.dtype != parameter.dtype:
+        value = value.astype(parameter.dtype)
+    return precision.round(value) if precision.emulated else value
+
+
+def _check(parameters, shapes, source, conflicts):
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    missing = [name for name in expected if name not in shapes]
+    unknown = [name for name in shapes if name not in expected]
+    misshaped = [name for name in expected if name in shapes and tuple(shapes[name]) != expected[name]]
+    hints = {name: difflib.get_close_matches(name, missing, 1, cutoff=0.8) for name in unknown[:REPORT_LIMIT]}
+    groups = {
+        "configuration": conflicts,
+        "missing": [f"{name} {expected[name]}" for name in missing],
+        "unknown": [
+            f"{name} {tuple(shapes[name])}" + (f", did you mean {hints[name][0]}?" if hints.get(name) else "")
+            for name in unknown
+        ],
+        "mis-shaped": [f"{name}: got {tuple(shapes[name])}, expected {expected[name]}" for name in misshaped],
+    }
+    if any(groups.values()):
+        remedy = "build the model from the file's configuration (load without a model), or correct the names"
+        raise CheckpointError(_report(f"{source} and the model do not fit", groups, remedy))
+
+
+def _check_range(tensors, source):
+    wrong = []
+    for name in tensors:
+        array = np.asarray(tensors[name])
+        finite = array[np.isfinite(array)] if not np.isfinite(array).all() else array
+        largest = max(-float(finite.min()), float(finite.max())) if finite.size else 0.0
+        if largest >= FLOAT16_LIMIT:
+            wrong.append(
+                f"{name}: got a largest absolute value of {largest:g}, expected less than {FLOAT16_LIMIT:g}"
+            )
+    if wrong:
+        raise CheckpointError(
+            _report(
+                f"{source} does not fit float16", {"too large": wrong}, "choose Precision('bf16') or 'fp32'"
+            )
+        )
+
+
+def _report(title, groups, remedy):
+    lines = [title]
+    for name, group in groups.items():
+        if group:
+            lines.append(f"  {name} ({len(group)}):")
+            lines += [f"    {line}" for line in group[:REPORT_LIMIT]]
+            lines += [f"    ... and {len(group) - REPORT_LIMIT} more"] if len(group) > REPORT_LIMIT else []
+    return "\n".join([*lines, f"  remedy: {remedy}"])

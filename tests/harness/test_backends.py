@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers that cannot start or that die say so, with the remedy or their last words. Real processes."""
+
+import contextlib
+import functools
+import os
+import signal
+import time
+
+import pytest
+
+from parity.harness import backends
+from parity.harness.backends import Pool, Worker, WorkerError
+
+
+@pytest.mark.parametrize(
+    ("framework", "device", "kind", "words"),
+    [
+        ("mindspore", "GPU", "DeviceError", ("no GPU formulations", "expected one of CPU, Ascend")),
+        ("mindspore", "TPU", "DeviceError", ("unknown device", "expected one of CPU, Ascend")),
+        ("mindspore", "Ascend", "DeviceError", ("Remedy: install CANN and run on an Ascend host",)),
+    ],
+)
+def test_a_device_that_is_absent_is_named_with_a_remedy(framework, device, kind, words):
+    pytest.importorskip("mindspore")
+    with pytest.raises(WorkerError) as caught:
+        Worker(framework, device, "fp32").stop()
+    if device == "Ascend" and caught.value.kind != kind:
+        pytest.fail(f"{caught.value.kind}: {caught.value}")
+    assert caught.value.kind == kind
+    for word in words:
+        assert word in str(caught.value)
+    assert "Traceback" in caught.value.detail
+
+
+@pytest.fixture
+def worker():
+    pytest.importorskip("torch")
+    started = Worker("torch", "CPU", "fp32")
+    yield started
+    started._process.kill()
+    with contextlib.suppress(BrokenPipeError):  # what was not sent to a dead process is lost
+        started.stop()
+
+
+def test_an_error_in_a_verb_leaves_the_worker_alive(worker):
+    with pytest.raises(WorkerError) as caught:
+        worker("no_such_verb")
+    assert caught.value.kind == "AttributeError" and "no_such_verb" in str(caught.value)
+    assert "torch" in worker("environment")
+
+
+def test_a_dead_worker_is_reported(worker):
+    os.kill(worker._process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="worker torch/CPU/fp32 died with status -9") as caught:
+        worker("environment")
+    assert caught.value.kind == "WorkerDied"
+    time.sleep(0.1)
+    with pytest.raises(WorkerError, match="died with status -9"):  # asking again says the same
+        worker("environment")
+
+
+def test_the_last_words_of_a_worker_are_passed_on(worker):
+    """The process becomes a shell that complains and exits: what a crash in a kernel looks like."""
+    crash = functools.partial(os.execv, "/bin/sh", ["sh", "-c", "echo kernel exploded >&2; exit 3"])
+    with pytest.raises(
+        WorkerError, match=r"(?s)died with status 3; its last words:.*kernel exploded"
+    ) as caught:
+        worker("call", module=crash, method="", kwargs={})
+    assert caught.value.detail.endswith("kernel exploded")
+
+
+def test_what_a_worker_prints_does_not_disturb_the_protocol(worker):
+    assert (
+        worker("call", module=functools.partial(os.write, 1, b"noise on stdout"), method="", kwargs={}) == 15
+    )
+    assert "torch" in worker("environment")
+
+
+# ------------------------------------------------------------------------------------------------- the pool
+
+
+class FakeWorker:
+    """Counts its lives instead of starting a process."""
+
+    alive: list = []  # noqa: RUF012 (shared on purpose, emptied by the fixture)
+
+    def __init__(self, *key):
+        self.key = key
+        self.alive.append(key)
+
+    def stop(self):
+        self.alive.remove(self.key)
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    monkeypatch.setattr(FakeWorker, "alive", [])
+    monkeypatch.setattr(backends, "Worker", FakeWorker)
+    return Pool()
+
+
+def test_the_pool_keeps_workers_and_ends_the_least_recently_used(pool):
+    keys = [("torch", "CPU", f"fp{i}") for i in range(backends.KEPT + 1)]
+    first = pool.get(*keys[0])
+    for key in keys[1 : backends.KEPT]:
+        pool.get(*key)
+    assert pool.get(*keys[0]) is first  # now the second one is the oldest
+    pool.get(*keys[-1])
+    assert sorted(FakeWorker.alive) == sorted(key for key in keys if key != keys[1])
+    pool.drop(*keys[0])
+    pool.drop("no", "such", "worker")
+    assert keys[0] not in FakeWorker.alive
+    pool.stop()
+    assert FakeWorker.alive == []
