@@ -25,6 +25,7 @@ DTYPES = ("fp32", "fp16", "bf16")
 RESULTS = pytest.StashKey[list]()
 SESSION = pytest.StashKey[Session]()
 HEADER = pytest.StashKey[list]()
+CASES = pytest.StashKey[list]()
 
 
 def pytest_addoption(parser):
@@ -49,6 +50,7 @@ def pytest_configure(config):
         return
     config.stash[RESULTS] = []
     _check_options(option)
+    config.stash[CASES] = _selected(option)
     session = Session(device=option.device)
     config.stash[SESSION] = session
     if not option.xmlpath:
@@ -104,6 +106,11 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+def pytest_collection_modifyitems(items):
+    """Meaning before numbers: G1 runs first."""
+    items.sort(key=lambda item: item.path.name != "test_semantics.py" if item.path.parent.name == "parity" else False)
+
+
 def pytest_report_header(config):
     return config.stash.get(HEADER, None)
 
@@ -117,10 +124,11 @@ def pytest_generate_tests(metafunc):
     if option.quick and dtypes != ["fp64"]:
         dtypes = []
     runs = []
+    cases = metafunc.config.stash[CASES] if CASES in metafunc.config.stash else _selected(option)
     for dtype in dtypes:
         # G1 runs on the CPU whatever the device is: there, every formulation that has CPU kernels is judged.
         for form in ("CPU", "Ascend") if dtype == "fp64" else session.forms():
-            for case in _selected(option):
+            for case in cases:
                 if case.dtypes and dtype not in case.dtypes or case.forms and form not in case.forms:
                     continue
                 if case.size != "tiny" and form != (option.device if dtype != "fp64" else "CPU"):

@@ -61,7 +61,7 @@ def _aliases(given: Config) -> Config:
 
 def _infer(dims: Mapping[str, int], names: Collection[str]) -> Config:
     # Only what does not change the forward: defaults differ between implementations, nothing is guessed.
-    return {"dropout": 0.0, "num_embeds_ada_norm": None}
+    return {"dropout": 0.0, "num_embeds_ada_norm": None, "per_axis_base_size": False}
 
 
 def _dims(config: Config) -> dict[str, int]:
@@ -102,6 +102,7 @@ MODEL = Model(
         "caption_channels": "count",
         "video_length": "count",
         "temporal_interpolation_scale": "fraction",
+        "per_axis_base_size": "flag",
     },
     ignored={
         "attention_mode": (),  # kernel choice

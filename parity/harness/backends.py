@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worker processes as seen by the judge."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -38,8 +39,16 @@ class Worker:
             stderr=self._log,
             env=environment,
         )
-        trace.send(self._process.stdin, (framework, device, dtype))
-        self.environment: dict[str, Any] = self._answer()
+        try:
+            trace.send(self._process.stdin, (framework, device, dtype))
+            self.environment: dict[str, Any] = self._answer()
+        except BrokenPipeError:
+            error = self._death()
+            self.stop()
+            raise error from None
+        except WorkerError:
+            self.stop()
+            raise
 
     def __call__(self, verb: str, **arguments: Any) -> Any:
         """Ask and wait. Raises WorkerError for an error in the worker or its death."""
@@ -56,7 +65,8 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a dead worker's unsent message
+            self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

@@ -282,9 +282,14 @@ def mark(taps: list[TapResult], dtype: str, blocks: int, exact: float | None = N
         end_bad = False
         if exact is not None:
             tap.verdict, tap.reason, tap.required, tap.allowed = judge_semantics(tap.local, tap.prop, exact)
+            if tap.level == "net" and tap.failed:
+                tap.verdict = "FAIL end"
             end_bad = tap.verdict == "FAIL end"
         else:
-            tap.verdict, tap.reason, tap.required, tap.allowed = judge_local(tap.local, tap.level, dtype)
+            judged = judge_local(tap.local, tap.level, dtype)
+            if tap.level == "net":  # a whole net has no local error: its end is judged below
+                judged = ("ok", "", tap.prop.ratio(LIMITS[dtype].floor), LIMITS[dtype].end)
+            tap.verdict, tap.reason, tap.required, tap.allowed = judged
             cap = LIMITS[dtype].cap
             if not tap.failed and tap.local.e_r > cap:
                 tap.verdict, tap.reason = "FAIL contract", f"the control itself is {tap.local.e_r:.1e} off (cap {cap:.0e})"

@@ -72,7 +72,8 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
         ends = reference
         if truth is not control:
             ends = truth("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
-        _contract_of_traces(reference, answer, ends, result)
+        native = dtype if session.rounding("mindspore") == "native" else ""
+        _contract_of_traces(reference, answer, ends, result, native)
         if not stages:
             _contract_of_runs(port, inputs, case.method, answer, result)
         if all(check.name in STILL_COMPARABLE for check in result.broken):
@@ -162,7 +163,7 @@ def _statement(line):
     return line.replace("SequentialCell(", "Sequential(")
 
 
-def _contract_of_traces(reference, answer, ends, result):
+def _contract_of_traces(reference, answer, ends, result, native=""):
     for who, other in (("port", answer), ("truth", ends)):
         missing = [tap for tap in reference if tap not in other]
         surplus = [tap for tap in other if tap not in reference]
@@ -176,15 +177,16 @@ def _contract_of_traces(reference, answer, ends, result):
     wrong = [
         f"{tap}: {answer[tap].dtypes} instead of {reference[tap].dtypes}"
         for tap in reference
-        if tap in answer and not _same_dtypes(reference[tap], answer[tap])
+        if tap in answer and not _same_dtypes(reference[tap], answer[tap], native)
     ]
     result.contract.append(Check("dtypes", not wrong, "; ".join(wrong[:3])))
 
 
-def _same_dtypes(reference: Record, answer: Record) -> bool:
+def _same_dtypes(reference: Record, answer: Record, native: str = "") -> bool:
+    """Equal result types; native: the half type in which a device may hold what the control emulates in float32."""
+    allowed = {"fp16": "float16", "bf16": "bfloat16"}.get(native)
     return len(reference.dtypes) == len(answer.dtypes) and all(
-        a == b or (b in ("float16", "bfloat16") and a == "float32")  # the control emulates, the device is native
-        for a, b in zip(reference.dtypes, answer.dtypes, strict=True)
+        a == b or (b == allowed and a == "float32") for a, b in zip(reference.dtypes, answer.dtypes, strict=True)
     )
 
 

@@ -117,10 +117,10 @@ def traces(**changes):
     return reference, {tap: record for tap, record in answer.items() if record is not None}
 
 
-def broken(reference, answer, ends=None):
+def broken(reference, answer, ends=None, native=""):
     """Names of the failed checks -> detail."""
     result = CaseResult("case", "G2", "fp32", "CPU")
-    _contract_of_traces(reference, answer, reference if ends is None else ends, result)
+    _contract_of_traces(reference, answer, reference if ends is None else ends, result, native)
     return {check.name: check.detail for check in result.broken}
 
 
@@ -165,19 +165,21 @@ def test_another_order():
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "fails"),
+    ("dtypes", "native", "fails"),
     [
-        (("float32",), False),
-        (("float16",), False),  # the control emulates, a device is native
-        (("bfloat16",), False),
-        (("float64",), True),
-        (("int32",), True),
-        (("float32", "float32"), True),
-        ((), True),
+        (("float32",), "", False),
+        (("float16",), "", True),  # where both emulate, or in fp32, half precision is a silent change of type
+        (("float16",), "fp16", False),  # the control emulates, a device is native
+        (("bfloat16",), "bf16", False),
+        (("bfloat16",), "fp16", True),  # another half type than the tested one
+        (("float64",), "fp16", True),
+        (("int32",), "", True),
+        (("float32", "float32"), "", True),
+        ((), "", True),
     ],
 )
-def test_dtypes(dtypes, fails):
-    assert ("dtypes" in broken(*traces(b=record(*dtypes)))) is fails
+def test_dtypes(dtypes, native, fails):
+    assert ("dtypes" in broken(*traces(b=record(*dtypes)), native=native)) is fails
 
 
 def test_a_reference_in_float64_admits_nothing_else():
