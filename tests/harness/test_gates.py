@@ -357,6 +357,9 @@ def test_a_failing_trace_always_has_a_failure_of_its_own():
             (tap, level, BAD if pattern >> 2 * i & 1 else OK, BAD if pattern >> 2 * i & 2 else OK)
             for i, (tap, level) in enumerate(names)
         ]
+        rows[-1] = (*rows[-1][:2], rows[-1][3], rows[-1][3])  # a net has no local error but that of its end
+        if not any(BAD in row for row in rows):
+            continue
         assert any(tap.failed for tap in taps(*rows).values()), bin(pattern)
 
 
