@@ -8,12 +8,14 @@ median of the ratios of neighbouring runs, so that a machine whose speed drifts 
 import argparse
 import os
 import statistics
+import tempfile
 from dataclasses import dataclass, replace
 
 from parity.harness.backends import Worker
 from parity.harness.case import Case
 from parity.harness.full import full_case
 from parity.harness.inputs import Layout, normal, realize
+from parity.harness.runner import write_weights
 from parity.harness.weights import random_state
 
 PARTS = ("operators", "blocks", "net", "trace")
@@ -192,6 +194,7 @@ def _dims(net: Case) -> tuple[int, int, int, int]:
 
 def _prepare(sides: dict[str, Worker], case: Case) -> dict:
     """Equal weights and inputs on both sides. torch takes its fused attention, the fastest it has."""
+    shapes = {}
     for name, worker in sides.items():
         fused = {}
         if name == "torch":
@@ -199,7 +202,14 @@ def _prepare(sides: dict[str, Worker], case: Case) -> dict:
             if case.target in ("LatteT2V", "BasicTransformerBlock", "TemporalTransformerBlock"):
                 fused = {"enable_flash_attention": True}
         shapes = worker("build", case=replace(case, init={**case.init, **fused}), rounding="native")
-        worker("load", tensors=random_state(shapes, case.seed))
+    if case.size == "full":  # both map one file, as they would a checkpoint
+        with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+            path = write_weights(shapes, case, folder)
+            for worker in sides.values():
+                worker("load", tensors=None, checkpoint=path)
+    else:
+        for worker in sides.values():
+            worker("load", tensors=random_state(shapes, case.seed))
     return realize(case.inputs, case.seed)
 
 

@@ -102,7 +102,7 @@ def _load(session, case, dtype, workers, shapes, result):
         return
     path = case.weights
     if case.size == "full" and not path:
-        path = _write_weights(names_c, case, session)
+        path = write_weights(names_c, case, session.spill)
     if path:
         options = dict(layout=session.layout or None, overrides=session.overrides)
         digests = {
@@ -129,7 +129,7 @@ def _load(session, case, dtype, workers, shapes, result):
     result.contract.append(Check("weight bits", not unequal, detail if unequal else f"{len(expected)} bitwise equal"))
 
 
-def _write_weights(shapes: dict[str, tuple], case: Case, session: Session) -> str:
+def write_weights(shapes: dict[str, tuple], case: Case, folder: str) -> str:
     """Seeded weights of a large net as one file that all workers map, written tensor by tensor."""
     import json
     from functools import partial
@@ -141,7 +141,7 @@ def _write_weights(shapes: dict[str, tuple], case: Case, session: Session) -> st
         name: TensorEntry("F32", shape, partial(weights.random_parameter, name, shape, case.seed))
         for name, shape in shapes.items()
     }
-    path = Path(session.spill) / "weights.safetensors"
+    path = Path(folder) / "weights.safetensors"
     write_safetensors(path, entries, {"model": case.target, "config": json.dumps(case.init), "layout": "ours"})
     return str(path)
 
