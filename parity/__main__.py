@@ -14,7 +14,9 @@ def main() -> int:
     """Dispatch. Exit status 2 for an unknown verb."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m parity VERB [options]    (python -m parity VERB --help explains one)\n\nverbs:")
+        print(
+            "usage: python -m parity VERB [options]    (python -m parity VERB --help explains one)\n\nverbs:"
+        )
         for name, (_, what) in VERBS.items():
             print(f"  {name:<10} {what}")
         print("\nTo judge the port: pytest parity/ --device CPU")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m parity benchmark`: MindSpore against torch eager on the same cores, in alternating runs.
 
-Two processes, each with its framework, take turns: torch, MindSpore, torch, MindSpore ... A row prints both medians and the
-median of the ratios of neighbouring runs, so that a machine whose speed drifts does not decide. Never a test.
+Two processes, each with its framework, take turns: torch, MindSpore, torch, MindSpore ... A row prints both
+medians and the median of the ratios of neighbouring runs, so that a machine whose speed drifts does not
+decide. Never a test.
 """
 
 import argparse
@@ -41,11 +42,21 @@ def main(arguments: list[str] | None = None) -> int:
         "medians. Keep the machine otherwise idle.",
         epilog="Example: python -m parity benchmark --model Latte-XL/2 --parts blocks,net --repeat 5",
     )
-    parser.add_argument("--device", default="CPU", help="device of MindSpore: CPU or Ascend (default: %(default)s)")
-    parser.add_argument("--dtype", default="fp32", choices=["fp32"], help="fp32 (half precision is emulated on the CPU)")
-    parser.add_argument("--model", default="Latte-XL/2", help="Latte-XL/2 ... Latte-S/8 or LatteT2V (default: %(default)s)")
-    parser.add_argument("--parts", default="operators,blocks,net,trace", help="comma list (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=5, help="alternating runs of each row, net 3 at most (default: 5)")
+    parser.add_argument(
+        "--device", default="CPU", help="device of MindSpore: CPU or Ascend (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", default="fp32", choices=["fp32"], help="fp32 (half precision is emulated on the CPU)"
+    )
+    parser.add_argument(
+        "--model", default="Latte-XL/2", help="Latte-XL/2 ... Latte-S/8 or LatteT2V (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--parts", default="operators,blocks,net,trace", help="comma list (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=5, help="alternating runs of each row, net 3 at most (default: 5)"
+    )
     options = parser.parse_args(arguments)
     wrong = [part for part in options.parts.split(",") if part not in PARTS]
     if wrong:
@@ -60,10 +71,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, net: Case) -> list[Row]:
     """Measure all chosen parts."""
-    sides = {name: Worker(name, device, options.dtype) for name, device in (("torch", "CPU"), ("mindspore", options.device))}
+    sides = {
+        name: Worker(name, device, options.dtype)
+        for name, device in (("torch", "CPU"), ("mindspore", options.device))
+    }
     for name, worker in sides.items():
         print(f"{name}: {', '.join(f'{key} {value}' for key, value in worker.environment.items())}")
-    print(f"cores {len(os.sched_getaffinity(0))} · {options.model} · {options.dtype} · times in ms, ratio MindSpore / torch")
+    print(
+        f"cores {len(os.sched_getaffinity(0))} · {options.model} · {options.dtype} · ms, ratio MindSpore / torch"
+    )
     print(f"{'':<44} {'torch':>9} {'mindspore':>9} {'ratio':>6}  range")
     rows = []
     try:
@@ -93,14 +109,16 @@ def measure(sides: dict[str, Worker], case: Case, repeat: int, loops: int = 1) -
     """Build on both sides, warm up once, time in turns."""
     inputs = _prepare(sides, case)
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for name, worker in sides.items():
+    for worker in sides.values():
         worker("clock", inputs=inputs, method="")
     for _ in range(repeat):
         for name, worker in sides.items():
             times[name].append(worker("clock", inputs=inputs, method="", loops=loops))
     ratios = [b / a for a, b in zip(times["torch"], times["mindspore"], strict=True)]
     medians = {name: statistics.median(values) for name, values in times.items()}
-    row = Row(case.name, medians["torch"], medians["mindspore"], statistics.median(ratios), min(ratios), max(ratios))
+    row = Row(
+        case.name, medians["torch"], medians["mindspore"], statistics.median(ratios), min(ratios), max(ratios)
+    )
     print(
         f"{row.name:<44} {row.torch * 1e3:>9.2f} {row.mindspore * 1e3:>9.2f} {row.ratio:>6.2f}  "
         f"{row.low:.2f} - {row.high:.2f}",
@@ -121,7 +139,9 @@ def tracing(sides: dict[str, Worker], net: Case) -> None:
         for _ in range(4):
             plain = worker("clock", inputs=inputs, method="")
             ratios.append(worker("clock", inputs=inputs, method="", tapped=True) / plain)
-        print(f"{f'tracing every module over a plain forward, {name}':<64} {statistics.median(ratios[1:]):>6.2f}")
+        print(
+            f"{f'tracing every module over a plain forward, {name}':<64} {statistics.median(ratios[1:]):>6.2f}"
+        )
         worker("close")
 
 
@@ -133,12 +153,49 @@ def operators(net: Case) -> list[Case]:
     part = dict(net=net.net, taps="all")
     layers = "models.layers"
     return [
-        _case("Linear", dict(in_features=D, out_features=D), dict(x=normal(rows, D)), f"linear {rows}x{D}x{D}", layers, part),
-        _case("Linear", dict(in_features=D, out_features=4 * D), dict(x=normal(rows, D)), f"linear {rows}x{D}x{4 * D}", layers, part),
-        _case("Linear", dict(in_features=4 * D, out_features=D), dict(x=normal(rows, 4 * D)), f"linear {rows}x{4 * D}x{D}", layers, part),
-        _case("LayerNorm", dict(dim=D, eps=1e-6), dict(x=normal(rows, D)), f"layer norm {rows}x{D}", layers, part),
-        _case("GELU", dict(approximate="tanh"), dict(x=normal(rows, 4 * D)), f"gelu {rows}x{4 * D}", layers, part),
-        _attention(D, A, Layout(1, F, T, "space"), f"attention over space, {F} x {A} heads x {T} x {d}", part),
+        _case(
+            "Linear",
+            dict(in_features=D, out_features=D),
+            dict(x=normal(rows, D)),
+            f"linear {rows}x{D}x{D}",
+            layers,
+            part,
+        ),
+        _case(
+            "Linear",
+            dict(in_features=D, out_features=4 * D),
+            dict(x=normal(rows, D)),
+            f"linear {rows}x{D}x{4 * D}",
+            layers,
+            part,
+        ),
+        _case(
+            "Linear",
+            dict(in_features=4 * D, out_features=D),
+            dict(x=normal(rows, 4 * D)),
+            f"linear {rows}x{4 * D}x{D}",
+            layers,
+            part,
+        ),
+        _case(
+            "LayerNorm",
+            dict(dim=D, eps=1e-6),
+            dict(x=normal(rows, D)),
+            f"layer norm {rows}x{D}",
+            layers,
+            part,
+        ),
+        _case(
+            "GELU",
+            dict(approximate="tanh"),
+            dict(x=normal(rows, 4 * D)),
+            f"gelu {rows}x{4 * D}",
+            layers,
+            part,
+        ),
+        _attention(
+            D, A, Layout(1, F, T, "space"), f"attention over space, {F} x {A} heads x {T} x {d}", part
+        ),
         _attention(D, A, Layout(1, F, T, "time"), f"attention over time, {T} x {A} heads x {F} x {d}", part),
     ]
 
@@ -152,8 +209,12 @@ def blocks(net: Case) -> list[Case]:
         init = dict(hidden_size=D, num_heads=A, attention="math")
         inputs = dict(x=normal(F * T, D), c=normal(1, D))
         return [
-            _case("TransformerBlock", init, {**inputs, "layout": space}, "spatial block", "models.blocks", part),
-            _case("TransformerBlock", init, {**inputs, "layout": time}, "temporal block", "models.blocks", part),
+            _case(
+                "TransformerBlock", init, {**inputs, "layout": space}, "spatial block", "models.blocks", part
+            ),
+            _case(
+                "TransformerBlock", init, {**inputs, "layout": time}, "temporal block", "models.blocks", part
+            ),
         ]
     init = dict(
         inner_dim=D,
@@ -168,8 +229,22 @@ def blocks(net: Case) -> list[Case]:
     text = dict(encoder_hidden_states=normal(1, 120, D))
     cross = {**init, "cross_attention_dim": D}
     return [
-        _case("BasicTransformerBlock", cross, {**inputs, **text, "layout": space}, "spatial block", "models.blocks", part),
-        _case("TemporalTransformerBlock", init, {**inputs, "layout": time}, "temporal block", "models.blocks", part),
+        _case(
+            "BasicTransformerBlock",
+            cross,
+            {**inputs, **text, "layout": space},
+            "spatial block",
+            "models.blocks",
+            part,
+        ),
+        _case(
+            "TemporalTransformerBlock",
+            init,
+            {**inputs, "layout": time},
+            "temporal block",
+            "models.blocks",
+            part,
+        ),
     ]
 
 
@@ -198,7 +273,9 @@ def _prepare(sides: dict[str, Worker], case: Case) -> dict:
     for name, worker in sides.items():
         fused = {}
         if name == "torch":
-            fused = {"attention": "flash"} if case.target in ("Latte", "TransformerBlock", "Attention") else {}
+            fused = (
+                {"attention": "flash"} if case.target in ("Latte", "TransformerBlock", "Attention") else {}
+            )
             if case.target in ("LatteT2V", "BasicTransformerBlock", "TemporalTransformerBlock"):
                 fused = {"enable_flash_attention": True}
         shapes = worker("build", case=replace(case, init={**case.init, **fused}), rounding="native")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """pytest options of the parity suite, the session with its worker processes, and the tables at the end.
 
-    pytest parity/ --device CPU                 every gate, tiny and thin nets
-    pytest parity/ --device CPU --quick         G0 and G1 only, under 30 s
-    pytest parity/ --device Ascend --dtype fp32,bf16
-    pytest parity/ --device CPU --checkpoint models/skytimelapse.pt
+pytest parity/ --device CPU                 every gate, tiny and thin nets
+pytest parity/ --device CPU --quick         G0 and G1 only, under 30 s
+pytest parity/ --device Ascend --dtype fp32,bf16
+pytest parity/ --device CPU --checkpoint models/skytimelapse.pt
 """
 
 import json
@@ -32,11 +32,19 @@ def pytest_addoption(parser):
     group = parser.getgroup("parity")
     group.addoption("--device", default="CPU", help="device of the port: CPU or Ascend (GPU is refused)")
     group.addoption("--dtype", default="fp32,fp16,bf16", help="comma list of fp32, fp16, bf16 (default: all)")
-    group.addoption("--model", default="", help="Latte, LatteT2V, or a preset such as Latte-XL/2 with --size full")
-    group.addoption("--size", default="thin", help="tiny, thin (default: tiny and full-depth thin nets) or full")
+    group.addoption(
+        "--model", default="", help="Latte, LatteT2V, or a preset such as Latte-XL/2 with --size full"
+    )
+    group.addoption(
+        "--size", default="thin", help="tiny, thin (default: tiny and full-depth thin nets) or full"
+    )
     group.addoption("--quick", action="store_true", help="gates G0 and G1 on tiny nets only")
-    group.addoption("--checkpoint", default="", metavar="FILE", help="judge the whole net with the weights of a file")
-    group.addoption("--set", action="append", default=[], metavar="KEY=VALUE", help="configuration that the file lacks")
+    group.addoption(
+        "--checkpoint", default="", metavar="FILE", help="judge the whole net with the weights of a file"
+    )
+    group.addoption(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="configuration that the file lacks"
+    )
     group.addoption("--layout", default="", help="layout of --checkpoint, where its names fit several")
     group.addoption("--report", default="parity-report", metavar="DIR", help="where the report files go")
 
@@ -63,10 +71,14 @@ def _check_options(option):
     if option.device not in DEVICES:
         raise pytest.UsageError(f"--device {option.device}: expected CPU or Ascend")
     if option.device == "GPU":
-        raise pytest.UsageError("--device GPU: the port has no GPU formulations; use --device CPU or --device Ascend")
+        raise pytest.UsageError(
+            "--device GPU: the port has no GPU formulations; use --device CPU or --device Ascend"
+        )
     wrong = [word for word in option.dtype.split(",") if word not in DTYPES]
     if wrong:
-        raise pytest.UsageError(f"--dtype {option.dtype}: {', '.join(wrong)} unknown; expected {', '.join(DTYPES)}")
+        raise pytest.UsageError(
+            f"--dtype {option.dtype}: {', '.join(wrong)} unknown; expected {', '.join(DTYPES)}"
+        )
     if option.size not in SIZES:
         raise pytest.UsageError(f"--size {option.size}: expected one of {', '.join(SIZES)}")
     if option.checkpoint and not Path(option.checkpoint).exists():
@@ -85,8 +97,8 @@ def _header(option, session):
     settings = ", ".join(f"{k} {v}" for k, v in port.items() if k not in ("mindspore", "numpy", "device"))
     emulated = [dtype for dtype in option.dtype.split(",") if dtype in HALF]
     lines = [
-        f"device {port['device']} · MindSpore {port['mindspore']} ({settings}) · torch {reference['torch']} CPU · numpy "
-        f"{reference['numpy']}",
+        f"device {port['device']} · MindSpore {port['mindspore']} ({settings}) · torch {reference['torch']} CPU · "
+        f"numpy {reference['numpy']}",
         "truth float64 torch · control torch in the tested dtype · seeds per parameter and input name, case seed 0",
     ]
     if option.device == "CPU" and emulated:
@@ -108,7 +120,9 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(items):
     """Meaning before numbers: G1 runs first."""
-    items.sort(key=lambda item: item.path.name != "test_semantics.py" if item.path.parent.name == "parity" else False)
+    items.sort(
+        key=lambda item: item.path.name != "test_semantics.py" if item.path.parent.name == "parity" else False
+    )
 
 
 def pytest_report_header(config):
@@ -119,7 +133,10 @@ def pytest_generate_tests(metafunc):
     """Whole list of runs: gate G1 once per formulation set, gate G2 per dtype and formulation set."""
     if "parity_case" not in metafunc.fixturenames:
         return
-    option, session = metafunc.config.option, metafunc.config.stash.get(SESSION, Session(metafunc.config.option.device))
+    option, session = (
+        metafunc.config.option,
+        metafunc.config.stash.get(SESSION, Session(metafunc.config.option.device)),
+    )
     dtypes = ["fp64"] if metafunc.function.__name__ == "test_semantics" else option.dtype.split(",")
     if option.quick and dtypes != ["fp64"]:
         dtypes = []
@@ -129,7 +146,7 @@ def pytest_generate_tests(metafunc):
         # G1 runs on the CPU whatever the device is: there, every formulation that has CPU kernels is judged.
         for form in ("CPU", "Ascend") if dtype == "fp64" else session.forms():
             for case in cases:
-                if case.dtypes and dtype not in case.dtypes or case.forms and form not in case.forms:
+                if (case.dtypes and dtype not in case.dtypes) or (case.forms and form not in case.forms):
                     continue
                 if case.size != "tiny" and form != (option.device if dtype != "fp64" else "CPU"):
                     continue  # other formulations are judged at tiny size
@@ -152,7 +169,9 @@ def _selected(option):
     if option.model:
         families = sorted({case.net for case in cases if case.net})
         if option.model not in families:
-            raise pytest.UsageError(f"--model {option.model}: expected {' or '.join(families)} (a preset needs --size full)")
+            raise pytest.UsageError(
+                f"--model {option.model}: expected {' or '.join(families)} (a preset needs --size full)"
+            )
         cases = [case for case in cases if case.net in ("", option.model)]
     return cases
 
@@ -168,8 +187,15 @@ def _file_case(option):
         raise pytest.UsageError(f"--checkpoint {option.checkpoint}: {error}") from None
     file = {"Latte": "models.latte", "LatteT2V": "models.latte_t2v"}[checkpoint.model]
     large = sum(int(np_size) for np_size in _sizes(checkpoint)) > 100e6
-    case = Case(checkpoint.model, checkpoint.config, inputs_for(checkpoint.model, checkpoint.config), "file",
-                net=checkpoint.model, size="full" if large else "tiny", taps="stages" if large else "all")
+    case = Case(
+        checkpoint.model,
+        checkpoint.config,
+        inputs_for(checkpoint.model, checkpoint.config),
+        "file",
+        net=checkpoint.model,
+        size="full" if large else "tiny",
+        taps="stages" if large else "all",
+    )
     return replace(case, file=file, weights=str(Path(option.checkpoint).resolve()))
 
 
@@ -233,7 +259,12 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     terminalreporter.section("parity")
     notes = [f"{result.case} {result.dtype}: {note}" for result in results for note in result.notes]
-    lines = [*config.stash[HEADER], *notes, report.contract_line(results), *report.summary(results, config.option.verbose > 0)]
+    lines = [
+        *config.stash[HEADER],
+        *notes,
+        report.contract_line(results),
+        *report.summary(results, config.option.verbose > 0),
+    ]
     for line in lines:
         terminalreporter.write_line(line, red=line.startswith(">"))
     paths = report.write(results, config.stash[HEADER], Path(config.option.report))

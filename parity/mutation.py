@@ -46,7 +46,11 @@ def verdict(mutant: Mutant, dtype: str, cell: Cell) -> tuple[str, bool]:
     """(word, as declared): killed by exactly the declared gates or more; "-" cells must stay silent."""
     expected = mutant.expected[dtype]
     if expected == "-":
-        return ("not detectable here", True) if not cell.gates else ("killed, though declared not detectable", False)
+        return (
+            ("not detectable here", True)
+            if not cell.gates
+            else ("killed, though declared not detectable", False)
+        )
     missing = [gate for gate in expected.split() if gate not in cell.gates]
     if not cell.gates:
         return "SURVIVED", False
@@ -68,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [name for name in options.names if name not in MUTANTS]
     wrong = [name for name in options.dtype.split(",") if name not in DTYPES]
     if unknown or wrong:
-        parser.error(f"unknown: {', '.join(unknown + wrong)}; mutants: {', '.join(MUTANTS)}; dtypes: {', '.join(DTYPES)}")
+        parser.error(
+            f"unknown: {', '.join(unknown + wrong)}; mutants: {', '.join(MUTANTS)}; dtypes: {', '.join(DTYPES)}"
+        )
     session, good, total, detectable = Session(), True, 0, 0
     print(f"{'mutant':<24} {'dtype':<5} {'verdict':<36} {'margin':>8} {'s':>5}  first seen by")
     try:
@@ -84,10 +90,17 @@ def main(arguments: list[str] | None = None) -> int:
                 good &= declared
                 total += bool(cell.gates)
                 detectable += mutant.expected[dtype] != "-"
-                seen = "; ".join(f"{gate} {where}" for gate, where in sorted(cell.gates.items())) or mutant.note
+                seen = (
+                    "; ".join(f"{gate} {where}" for gate, where in sorted(cell.gates.items())) or mutant.note
+                )
                 margin = f"{cell.margin:.3g}" if cell.gates else "-"
-                print(f"{name:<24} {dtype:<5} {word:<36} {margin:>8} {cell.seconds:>5.1f}  {seen}", flush=True)
+                print(
+                    f"{name:<24} {dtype:<5} {word:<36} {margin:>8} {cell.seconds:>5.1f}  {seen}", flush=True
+                )
     finally:
         session.pool.stop()
-    print(f"\nmutation score {total}/{detectable} of the detectable cells" + ("" if good else ": NOT AS DECLARED"))
+    print(
+        f"\nmutation score {total}/{detectable} of the detectable cells"
+        + ("" if good else ": NOT AS DECLARED")
+    )
     return 0 if good else 1

@@ -271,7 +271,6 @@ def unpatchify(x, frames, height, width, patch_size):
 
 
 # --- formulations
-# ------------------------------------------------------------------------------------------------------
 
 
 def _linear_matmul_bias_add(x, weight, bias):

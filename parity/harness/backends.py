@@ -29,9 +29,15 @@ class Worker:
 
     def __init__(self, framework: str, device: str, dtype: str):
         self.name = f"{framework}/{device}/{dtype}"
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         # Idle threads of one framework must not spin on the cores that the other one needs.
-        environment = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        environment = {
+            "GLOG_v": "3",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "KMP_BLOCKTIME": "0",
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "parity.harness.worker"],
             stdin=subprocess.PIPE,
@@ -88,7 +94,9 @@ class Worker:
         code = self._process.wait()
         self._log.seek(0)
         tail = self._log.read()[-2000:].decode(errors="replace").strip()
-        return WorkerError("WorkerDied", f"worker {self.name} died with status {code}; its last words:\n{tail}", tail)
+        return WorkerError(
+            "WorkerDied", f"worker {self.name} died with status {code}; its last words:\n{tail}", tail
+        )
 
 
 class Pool:

@@ -17,12 +17,14 @@ SIZES = ("tiny", "thin", "full")
 class Case:
     """One class or function, built and fed identically in both frameworks.
 
-    target: name in the twin file. init: constructor arguments. inputs: call arguments, `Input` descriptors or plain values.
+    target: name in the twin file. init: constructor arguments. inputs: call arguments, `Input` descriptors or
+    plain values.
     name: tells cases of one target apart. method: method to call instead of the object. size: "tiny", "thin" or "full".
     net: "Latte" or "LatteT2V" for whole networks, "" for parts. keep: parameters that stay as constructed.
-    islands: policy of `Precision`. dtypes: where the case makes sense, () for everywhere. forms: formulation sets, () for
-    all. taps: "all" or "stages" (depth-one modules only, streamed: for nets of full size). weights: path of a
-    checkpoint instead of seeded numbers. parts: constructor arguments that are themselves built, name -> (target, init).
+    islands: policy of `Precision`. dtypes: where the case makes sense, () for everywhere. forms: formulation
+    sets, () for all. taps: "all" or "stages" (depth-one modules only, streamed: for nets of full size).
+    weights: path of a checkpoint instead of seeded numbers. parts: constructor arguments that are themselves
+    built, name -> (target, init).
     """
 
     target: str

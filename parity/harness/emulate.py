@@ -15,7 +15,9 @@ def to_grid(array: np.ndarray, dtype: str) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
     if dtype == "fp64":
-        with np.errstate(over="ignore", invalid="ignore"):  # overflow is judged elsewhere; NaNs may be signalling
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # overflow is judged elsewhere; NaNs may be signalling
             return array.astype(np.float32).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         array = array.astype(np.float32, copy=False)

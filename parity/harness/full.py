@@ -50,10 +50,26 @@ def full_case(model: str) -> Case:
     name = model.removeprefix("Latte-")
     size, _, patch = name.partition("/")
     if size not in SIZES or patch not in ("2", "4", "8"):
-        raise ValueError(f"--model {model}: expected Latte-XL/2 ... Latte-S/8 (XL, L, B, S by 2, 4, 8) or LatteT2V")
+        raise ValueError(
+            f"--model {model}: expected Latte-XL/2 ... Latte-S/8 (XL, L, B, S by 2, 4, 8) or LatteT2V"
+        )
     depth, hidden_size, num_heads = SIZES[size]
-    init = {**LATTE, "depth": depth, "hidden_size": hidden_size, "num_heads": num_heads, "patch_size": int(patch)}
-    case = Case("Latte", init, inputs_for("Latte", init), f"{size}-{patch}-full", net="Latte", size="full", taps="stages")
+    init = {
+        **LATTE,
+        "depth": depth,
+        "hidden_size": hidden_size,
+        "num_heads": num_heads,
+        "patch_size": int(patch),
+    }
+    case = Case(
+        "Latte",
+        init,
+        inputs_for("Latte", init),
+        f"{size}-{patch}-full",
+        net="Latte",
+        size="full",
+        taps="stages",
+    )
     return _filed(case, "models.latte")
 
 

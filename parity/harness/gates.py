@@ -38,8 +38,9 @@ class Limits:
 #   rule is 32 ULP), 2 u in half precision (one correct rounding measures 0.42 u).
 # floor: an e(r) below it is treated as this large; the candidate cannot be asked to be better than a few roundings.
 # end: propagated error may be this many times the control's. cap: a control worse than this does not judge anything.
-# The share of elements that differ bitwise from the control (flip) is recorded and decides nothing: on a correct port it
-#   measured up to 16 % (fp16) and 9 % (bf16) where a float32 kernel is 12 u off, as GELU's tail is on the CPU.
+# The share of elements that differ bitwise from the control (flip) is recorded and decides nothing: on a
+# correct port it measured up to 16 % (fp16) and 9 % (bf16) where a float32 kernel is 12 u off, as GELU's
+# tail is on the CPU.
 LIMITS = {
     "fp32": Limits(2.0**-24, 3, 2, 32 * 2.0**-24, 4 * 2.0**-24, 10, 3, 1e-5),
     "fp16": Limits(2.0**-11, 2, 1.25, 2 * 2.0**-11, 2.0**-11 / 4, 5, 2, 1e-2),
@@ -47,7 +48,8 @@ LIMITS = {
 }
 
 # G1: a composed LayerNorm is float64 throughout (measured 2e-15 to 6e-13 on whole nets), MindSpore's native LayerNorm
-# kernel computes in float32 inside (measured 4e-8 an operation, 8e-8 a net); the smallest catalogued bug measures 1.9e-6.
+# kernel computes in float32 inside (measured 4e-8 an operation, 8e-8 a net); the smallest catalogued bug
+# measures 1.9e-6.
 SEMANTIC = {"composed": 1e-10, "native": 2e-7}
 
 
@@ -149,7 +151,9 @@ def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
     floor = LIMITS[dtype].floor if dtype in LIMITS else 1.0
     rest = dict(flip=1.0, bias=0.0, peak=0.0, size=int(c.size), floor=floor)
     if c.shape != t.shape or r.shape != t.shape:
-        return Metrics(**bad, **rest, problem=f"shape {tuple(c.shape)} of the port, {tuple(r.shape)} of the reference")
+        return Metrics(
+            **bad, **rest, problem=f"shape {tuple(c.shape)} of the port, {tuple(r.shape)} of the reference"
+        )
     if t.size == 0:
         return Metrics(**bad, **rest, problem="empty output: nothing was compared")
     sums = np.zeros(8)
@@ -208,7 +212,9 @@ def merge(parts: list[Metrics]) -> Metrics:
         if part.problem:
             return part
     worst, peaked = max(parts, key=lambda part: part.ratio(part.floor)), max(parts, key=Metrics.peak_ratio)
-    return replace(worst, m_c=peaked.m_c, m_r=peaked.m_r, peak=peaked.peak, max_abs=max(p.max_abs for p in parts))
+    return replace(
+        worst, m_c=peaked.m_c, m_r=peaked.m_r, peak=peaked.peak, max_abs=max(p.max_abs for p in parts)
+    )
 
 
 def judge_semantics(local: Metrics, prop: Metrics, limit: float) -> tuple[str, str, float, float]:
@@ -253,12 +259,18 @@ def judge_local(m: Metrics, level: str, dtype: str) -> tuple[str, str, float, fl
         )
         return "FAIL local", reason, m.m_c, peak_allowed
     if level != "op" and m.ratio(limits.floor) > limits.ratio_warn:
-        return "warn", f"ratio {m.ratio(limits.floor):.2f} above {limits.ratio_warn:g}", m.ratio(limits.floor), 0
+        return (
+            "warn",
+            f"ratio {m.ratio(limits.floor):.2f} above {limits.ratio_warn:g}",
+            m.ratio(limits.floor),
+            0,
+        )
     return "ok", "", m.ratio(limits.floor), limits.ratio_fail
 
 
 def end_limit(m: Metrics, dtype: str, blocks: int, median_local: float) -> float:
-    """Allowed propagated error: `end` times the control's, in fp32 at least 3 sqrt(N) median local error of the control.
+    """Allowed propagated error: `end` times the control's, in fp32 at least 3 sqrt(N) median local error of
+    the control.
 
     Rounding errors of N blocks add up like a random walk (Higham and Mary); in half precision the floor is one unit.
     """
@@ -271,11 +283,14 @@ def mark(taps: list[TapResult], dtype: str, blocks: int, exact: float | None = N
     """Set the verdicts of a trace in order of execution; the net itself ("") comes last.
 
     A tap whose local error fails is a culprit. A tap whose propagated error fails while its local error is fine has
-    inherited it, if there is a culprit before it or inside it. Otherwise the fault lies between the taps: the module that
-    encloses the first such tap is marked FAIL glue (wrong wiring, position, mask or order), or the net FAIL end.
+    inherited it, if there is a culprit before it or inside it. Otherwise the fault lies between the taps: the
+    module that encloses the first such tap is marked FAIL glue (wrong wiring, position, mask or order), or
+    the net FAIL end.
     exact: the limit of G1; None applies G2.
     """
-    local_errors = [tap.local.e_r for tap in taps if tap.local and tap.level != "op" and tap.local.e_r == tap.local.e_r]
+    local_errors = [
+        tap.local.e_r for tap in taps if tap.local and tap.level != "op" and tap.local.e_r == tap.local.e_r
+    ]
     median_local = float(np.median(local_errors)) if local_errors else 0.0
     bad_ends = []
     for tap in taps:
@@ -292,7 +307,10 @@ def mark(taps: list[TapResult], dtype: str, blocks: int, exact: float | None = N
             tap.verdict, tap.reason, tap.required, tap.allowed = judged
             cap = LIMITS[dtype].cap
             if not tap.failed and tap.local.e_r > cap:
-                tap.verdict, tap.reason = "FAIL contract", f"the control itself is {tap.local.e_r:.1e} off (cap {cap:.0e})"
+                tap.verdict, tap.reason = (
+                    "FAIL contract",
+                    f"the control itself is {tap.local.e_r:.1e} off (cap {cap:.0e})",
+                )
             if not tap.failed and tap.prop is not None:
                 allowed = end_limit(tap.prop, dtype, blocks, median_local)
                 end_bad = bool(tap.prop.problem) or not tap.prop.e_c <= allowed
@@ -325,12 +343,14 @@ def _attribute(taps: list[TapResult], bad_ends: list[TapResult]) -> None:
             first.reason += f"; the first layer whose result goes wrong is {bad_ends[0].tap}"
         for tap in bad_ends:
             tap.verdict, tap.reason = "inherited", f"from {first.tap}"
-    elif bad_ends:  # every part is right on its own input: the net wires them wrongly; only its end can be blamed
+    elif bad_ends:  # every part is right on its own input: the net wires them wrongly
         first, last = bad_ends[0], bad_ends[-1]
         for tap in bad_ends[:-1]:
             tap.verdict = "inherited"
         if last is not first:
-            last.reason += f"; every layer is right on its own input, the first wrong result is that of {first.tap}"
+            last.reason += (
+                f"; every layer is right on its own input, the first wrong result is that of {first.tap}"
+            )
 
 
 def _inside(child: str, parent: str) -> bool:
@@ -355,5 +375,3 @@ def _ratio(a: float, b: float) -> float:
 
 def _cosine(dot: float, a: float, b: float) -> float:
     return float(dot / math.sqrt(a * b)) if a > 0 and b > 0 else (1.0 if a == b else 0.0)
-
-

@@ -6,7 +6,9 @@ import threading
 
 
 class PeakMemory:
-    """Samples the proportional set size (shared pages counted once over all) of this process and others, twice a second."""
+    """Samples the proportional set size (shared pages counted once over all) of this process and
+    others, twice a second.
+    """
 
     def __init__(self, pids: list[int], period: float = 0.5):
         self.peak = 0

@@ -27,7 +27,12 @@ class MindSporeSide(Side):
 
     def environment(self) -> dict[str, Any]:
         report = self.report
-        return {"mindspore": report.mindspore, "numpy": report.numpy, "device": report.device, **report.settings}
+        return {
+            "mindspore": report.mindspore,
+            "numpy": report.numpy,
+            "device": report.device,
+            **report.settings,
+        }
 
     def precision(self, compute, islands, rounding):
         from ms_latte.models.precision import Precision
@@ -79,7 +84,9 @@ class MindSporeSide(Side):
 
     def modules(self):
         skipped = ("CellList", "CellDict")  # containers that are never called
-        return [(name, cell) for name, cell in self.root.cells_and_names() if type(cell).__name__ not in skipped]
+        return [
+            (name, cell) for name, cell in self.root.cells_and_names() if type(cell).__name__ not in skipped
+        ]
 
     def parameters(self):
         return dict(self.root.parameters_and_names())
@@ -121,5 +128,7 @@ class MindSporeSide(Side):
         out = getattr(module, method)(*args, **kwargs) if method else module(*args, **kwargs)
         actual = self.ms.get_context("device_target")
         if actual != self.device:
-            raise devices.DeviceError(f"asked for {self.device}, MindSpore runs on {actual}: it fell back silently")
+            raise devices.DeviceError(
+                f"asked for {self.device}, MindSpore runs on {actual}: it fell back silently"
+            )
         return out

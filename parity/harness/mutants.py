@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Realistic port bugs, injected into the MindSpore side to show that the gates catch them.
 
-Each is a small named change of the port: `patched` replaces code while a model is built and run, `edit` changes a loaded
-model. The frameworks are imported inside, in the worker. `cases` names cases that reach the code; `expected` says which
-gate must kill it in fp32, fp16 and bf16 ("-": not detectable there, with the reason in `note`).
+Each is a small named change of the port: `patched` replaces code while a model is built and run, `edit`
+changes a loaded model. The frameworks are imported inside, in the worker. `cases` names cases that reach the
+code; `expected` says which gate must kill it in fp32, fp16 and bf16 ("-": not detectable there, with the
+reason in `note`).
 """
 
 from collections.abc import Callable, Iterator
@@ -130,7 +131,9 @@ def _no_temporal_embedding():
     changes = []
     for owner in (latte.Latte, latte_t2v.LatteT2V):
         right = owner.temporal_positions
-        changes.append((owner, "temporal_positions", lambda self, F, right=right: ops.zeros_like(right(self, F))))
+        changes.append(
+            (owner, "temporal_positions", lambda self, F, right=right: ops.zeros_like(right(self, F)))
+        )
     return changes
 
 

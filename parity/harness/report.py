@@ -12,13 +12,12 @@ from pathlib import Path
 from parity.harness.gates import LIMITS, SEMANTIC, CaseResult, TapResult
 
 COLUMNS = (
-    f"{'tap':<44} {'shape':<16} {'max abs':>8}  {'port':>8} {'ref':>8} {'ratio':>6}  {'port':>8} {'ref':>8} {'ratio':>6}  "
-    f"{'cosine':>8}  verdict"
+    f"{'tap':<44} {'shape':<16} {'max abs':>8}  {'port':>8} {'ref':>8} {'ratio':>6}  "
+    f"{'port':>8} {'ref':>8} {'ratio':>6}  {'cosine':>8}  verdict"
 )
-CSV_FIELDS = (
-    "case gate dtype form tap level shape max_abs local_port local_ref local_ratio end_port end_ref end_ratio cosine flip "
-    "bias verdict required allowed reason"
-).split()
+CSV_FIELDS = ["case", "gate", "dtype", "form", "tap", "level", "shape", "max_abs"]
+CSV_FIELDS += ["local_port", "local_ref", "local_ratio", "end_port", "end_ref", "end_ratio"]
+CSV_FIELDS += ["cosine", "flip", "bias", "verdict", "required", "allowed", "reason"]
 
 
 def table(result: CaseResult, verbose: bool = False) -> list[str]:
@@ -67,7 +66,9 @@ def failure(result: CaseResult) -> list[str]:
         lines.append(f"  required {_sci(tap.required)}  allowed {_sci(tap.allowed)}")
         others = [_label(other) for other in result.failures[1:4]]
         inherited = sum(other.verdict == "inherited" for other in result.taps)
-        lines.append(f"  further culprits: {', '.join(others) or 'none'}; {inherited} taps inherited the error")
+        lines.append(
+            f"  further culprits: {', '.join(others) or 'none'}; {inherited} taps inherited the error"
+        )
     if result.reproduce:
         lines.append(f"  reproduce: {result.reproduce}")
     return lines[:15]
@@ -81,14 +82,21 @@ def summary(results: Iterable[CaseResult], verbose: bool = False) -> list[str]:
     for result in results:
         groups.setdefault((result.gate, result.dtype, result.form), []).append(result)
     for (gate, dtype, form), members in groups.items():
-        lines += ["", _heading(gate, dtype, form, members), f"{' ' * 70}{'local error':<27}{'propagated error'}", COLUMNS]
+        lines += [
+            "",
+            _heading(gate, dtype, form, members),
+            f"{' ' * 70}{'local error':<27}{'propagated error'}",
+            COLUMNS,
+        ]
         judged = [result for result in members if result.taps]
         parts = [result for result in judged if not result.net]
         shown = parts if verbose else _notable(parts)
         lines += [row(_worst_tap(result), result, label=result.case) for result in shown]
         if len(shown) < len(parts):
             worst = max(_rho(_worst_tap(result).local, result) for result in parts if result not in shown)
-            lines.append(f"   ... {len(parts) - len(shown)} parts ok, ratio <= {_num(worst)} (-v shows them) ...")
+            lines.append(
+                f"   ... {len(parts) - len(shown)} parts ok, ratio <= {_num(worst)} (-v shows them) ..."
+            )
         for result in judged:
             if not result.net:
                 continue
@@ -112,8 +120,8 @@ def verdict_line(results: list[CaseResult]) -> str:
     count = {word: sum(tap.verdict == word for tap in taps) for word in ("ok", "warn", "inherited")}
     failed = sum(tap.failed for tap in taps) + sum(not check.passed for check in checks)
     return (
-        f"{failed} FAIL · {count['inherited']} inherited · {count['warn']} warn · {count['ok']} ok of {len(taps)} taps in "
-        f"{len(results)} runs · {len(checks)} contract checks · {sum(result.seconds for result in results):.0f} s"
+        f"{failed} FAIL · {count['inherited']} inherited · {count['warn']} warn · {count['ok']} ok of {len(taps)} "
+        f"taps in {len(results)} runs · {len(checks)} contract checks · {sum(result.seconds for result in results):.0f} s"
     )
 
 
@@ -138,7 +146,9 @@ def write(results: list[CaseResult], header: list[str], folder: Path) -> list[Pa
             writer.writerows(_csv_rows(result))
     with _replacing(paths[1]) as file:
         limits = {"limits": {name: asdict(value) for name, value in LIMITS.items()}, "semantic": SEMANTIC}
-        json.dump({"header": header, **limits, "results": [asdict(result) for result in results]}, file, default=str)
+        json.dump(
+            {"header": header, **limits, "results": [asdict(result) for result in results]}, file, default=str
+        )
     text = markdown(results, header)
     with _replacing(paths[2]) as file:
         file.write(text)
@@ -164,7 +174,9 @@ def markdown(results: list[CaseResult], header: list[str]) -> str:
         word = "pass" if result.passed else "**FAIL**"
         row_ = [result.case, result.gate, result.dtype, result.form, str(len(result.taps)), *cells, word]
         lines.append("| " + " | ".join(row_) + " |")
-    lines.append(f"\n{len(results) - len(shown)} further runs of single layers passed (parity.csv lists them).")
+    lines.append(
+        f"\n{len(results) - len(shown)} further runs of single layers passed (parity.csv lists them)."
+    )
     for result in results:
         if not result.passed:
             lines += ["", "```", *failure(result), "```"]
@@ -192,12 +204,30 @@ class _replacing:
 def _csv_rows(result: CaseResult) -> Iterable[dict]:
     for tap in result.taps:
         m, e = tap.local, tap.prop
-        values = [result.case, result.gate, result.dtype, result.form, tap.tap, tap.level, _shape(tap.shape), m.max_abs]
+        values = [
+            result.case,
+            result.gate,
+            result.dtype,
+            result.form,
+            tap.tap,
+            tap.level,
+            _shape(tap.shape),
+            m.max_abs,
+        ]
         values += [m.e_c, m.e_r, _rho(m, result), e.e_c, e.e_r, _rho(e, result), m.cosine, m.flip, m.bias]
-        yield dict(zip(CSV_FIELDS, [*values, tap.verdict, tap.required, tap.allowed, tap.reason], strict=True))
+        yield dict(
+            zip(CSV_FIELDS, [*values, tap.verdict, tap.required, tap.allowed, tap.reason], strict=True)
+        )
     for check in result.broken:
-        yield {"case": result.case, "gate": "G0", "dtype": result.dtype, "form": result.form, "tap": check.name,
-               "verdict": "FAIL contract", "reason": check.detail}
+        yield {
+            "case": result.case,
+            "gate": "G0",
+            "dtype": result.dtype,
+            "form": result.form,
+            "tap": check.name,
+            "verdict": "FAIL contract",
+            "reason": check.detail,
+        }
 
 
 def _heading(gate: str, dtype: str, form: str, members: list[CaseResult]) -> str:

@@ -17,7 +17,14 @@ from parity.harness.memory import PeakMemory
 from parity.harness.trace import Record, discard, fetch
 
 HALF = ("fp16", "bf16")
-STILL_COMPARABLE = ("lint", "weight bits", "weights", "order", "dtypes", "repeatable")  # numbers still mean something
+STILL_COMPARABLE = (
+    "lint",
+    "weight bits",
+    "weights",
+    "order",
+    "dtypes",
+    "repeatable",
+)  # numbers still mean something
 
 
 @dataclass
@@ -77,7 +84,7 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
         if not stages:
             _contract_of_runs(port, inputs, case.method, answer, result)
         if all(check.name in STILL_COMPARABLE for check in result.broken):
-            _judge_taps(session, case, dtype, form, (truth, control, port), (reference, answer, ends), result)
+            _judge_taps(case, dtype, form, (truth, control, port), (reference, answer, ends), result)
         if result.failures:
             _explain(control, port, result)
     except WorkerError as error:
@@ -97,7 +104,9 @@ def _load(session, case, dtype, workers, shapes, result):
     truth, control, port = workers
     names_c, names_p = shapes[control], shapes[port]
     wrong = sorted(set(names_c.items()) ^ set(names_p.items()))
-    result.contract.append(Check("parameters", not wrong, f"not equal on both sides: {wrong[:6]}" if wrong else ""))
+    result.contract.append(
+        Check("parameters", not wrong, f"not equal on both sides: {wrong[:6]}" if wrong else "")
+    )
     if wrong:
         return
     path = case.weights
@@ -126,7 +135,9 @@ def _load(session, case, dtype, workers, shapes, result):
         digests = {port: loaded, control: expected}
     unequal = [name for name in expected if digests[port].get(name) != expected[name]]
     detail = f"{len(unequal)} of {len(expected)} differ bitwise from the source: {', '.join(unequal[:4])}"
-    result.contract.append(Check("weight bits", not unequal, detail if unequal else f"{len(expected)} bitwise equal"))
+    result.contract.append(
+        Check("weight bits", not unequal, detail if unequal else f"{len(expected)} bitwise equal")
+    )
 
 
 def write_weights(shapes: dict[str, tuple], case: Case, folder: str) -> str:
@@ -142,7 +153,9 @@ def write_weights(shapes: dict[str, tuple], case: Case, folder: str) -> str:
         for name, shape in shapes.items()
     }
     path = Path(folder) / "weights.safetensors"
-    write_safetensors(path, entries, {"model": case.target, "config": json.dumps(case.init), "layout": "ours"})
+    write_safetensors(
+        path, entries, {"model": case.target, "config": json.dumps(case.init), "layout": "ours"}
+    )
     return str(path)
 
 
@@ -153,7 +166,9 @@ def _contract_of_layers(control, port, result):
         for name in dict.fromkeys([*theirs, *ours])
         if _statement(ours.get(name)) != _statement(theirs.get(name))
     ]
-    result.contract.append(Check("lint", not wrong, "; ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")))
+    result.contract.append(
+        Check("lint", not wrong, "; ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else ""))
+    )
 
 
 def _statement(line):
@@ -170,7 +185,9 @@ def _contract_of_traces(reference, answer, ends, result, native=""):
         detail = f"{who} lacks {missing[:4]}, has in addition {surplus[:4]}" if missing or surplus else ""
         result.contract.append(Check(f"taps of {who}", not missing and not surplus, detail))
     empty = [tap for tap, record in reference.items() if not record.outputs]
-    result.contract.append(Check("outputs", bool(reference) and not empty, f"no tensor comes out of {empty[:4]}"))
+    result.contract.append(
+        Check("outputs", bool(reference) and not empty, f"no tensor comes out of {empty[:4]}")
+    )
     if list(reference) != list(answer):
         moved = next((a for a, b in zip(reference, answer, strict=False) if a != b), "the end")
         result.contract.append(Check("order", False, f"modules run in another order from {moved} on"))
@@ -186,7 +203,8 @@ def _same_dtypes(reference: Record, answer: Record, native: str = "") -> bool:
     """Equal result types; native: the half type in which a device may hold what the control emulates in float32."""
     allowed = {"fp16": "float16", "bf16": "bfloat16"}.get(native)
     return len(reference.dtypes) == len(answer.dtypes) and all(
-        a == b or (b == allowed and a == "float32") for a, b in zip(reference.dtypes, answer.dtypes, strict=True)
+        a == b or (b == allowed and a == "float32")
+        for a, b in zip(reference.dtypes, answer.dtypes, strict=True)
     )
 
 
@@ -205,8 +223,8 @@ def _contract_of_runs(port, inputs, method, answer, result):
         result.contract.append(Check("repeatable", True, "bitwise equal with and without taps"))
 
 
-def _judge_taps(session, case, dtype, form, workers, traces, result):
-    truth, control, port = workers
+def _judge_taps(case, dtype, form, workers, traces, result):
+    _, control, _ = workers
     reference, answer, ends = traces
     streamed = case.taps == "stages"
     batch = [tap for tap in reference if tap != "#0"]
@@ -230,7 +248,9 @@ def _judge_taps(session, case, dtype, form, workers, traces, result):
     result.taps = taps
     first = next((tap for tap in taps if tap.failed and tap.tap in reference), None)
     if first is not None:
-        result.worst = _worst(answer[first.tap].outputs, reference[first.tap].outputs, ends[first.tap].outputs)
+        result.worst = _worst(
+            answer[first.tap].outputs, reference[first.tap].outputs, ends[first.tap].outputs
+        )
     if streamed:
         for trace_ in {id(trace_): trace_ for trace_ in traces}.values():
             for record in trace_.values():
@@ -242,7 +262,9 @@ def _local(workers, records: dict[str, Record], dtype: str) -> dict[str, Metrics
     truth, control, port = workers
     requests = [(tap.rpartition("#")[0], record.args, record.kwargs) for tap, record in records.items()]
     ours = port("local", requests=requests)
-    true = truth("local", requests=requests) if truth is not control else [r.outputs for r in records.values()]
+    true = (
+        truth("local", requests=requests) if truth is not control else [r.outputs for r in records.values()]
+    )
     metrics = {}
     for (tap, record), mine, exact in zip(records.items(), ours, true, strict=True):
         metrics[tap] = _metrics(mine, record.outputs, exact, dtype)
@@ -288,7 +310,10 @@ def _metrics(mine: list, theirs: list, exact: list, dtype: str) -> Metrics:
         metrics.problem = f"{len(mine)} outputs of the port, {len(theirs)} of the reference"
         return metrics
     return gates.merge(
-        [gates.compare(fetch(a), fetch(b), fetch(c), dtype) for a, b, c in zip(mine, theirs, exact, strict=True)]
+        [
+            gates.compare(fetch(a), fetch(b), fetch(c), dtype)
+            for a, b, c in zip(mine, theirs, exact, strict=True)
+        ]
     )
 
 

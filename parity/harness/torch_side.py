@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PyTorch reference inside a worker process: the truth (float64) and the same-precision control, always on the CPU."""
+"""The PyTorch reference inside a worker process: the truth (float64) and the same-precision control,
+always on the CPU.
+"""
 
 import contextlib
 from typing import Any
@@ -31,7 +33,12 @@ class TorchSide(Side):
     package = "torch_ref"
 
     def environment(self) -> dict[str, Any]:
-        return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads(), "device": "CPU"}
+        return {
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "threads": torch.get_num_threads(),
+            "device": "CPU",
+        }
 
     def precision(self, compute, islands, rounding):
         return Precision(compute, islands, rounding)
@@ -56,14 +63,20 @@ class TorchSide(Side):
 
     def array(self, tensor):
         tensor = tensor.detach()
-        return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).contiguous().numpy()
+        return (
+            (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
+            .contiguous()
+            .numpy()
+        )
 
     def dtype_name(self, value):
         return str(value.dtype).removeprefix("torch.")
 
     def modules(self):
         skipped = (nn.ModuleList, nn.ModuleDict)  # containers that are never called
-        return [(name, module) for name, module in self.root.named_modules() if not isinstance(module, skipped)]
+        return [
+            (name, module) for name, module in self.root.named_modules() if not isinstance(module, skipped)
+        ]
 
     def parameters(self):
         return dict(self.root.named_parameters())

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that can tell the truth: seeded, non-degenerate (fresh adaLN-Zero models output exactly 0), and their digests."""
+"""Weights that can tell the truth: seeded, non-degenerate (fresh adaLN-Zero models output exactly 0),
+and their digests.
+"""
 
 import hashlib
 import zlib

@@ -2,7 +2,8 @@
 """A worker process: owns one framework on one device in one dtype and answers the judge.
 
 Started by `backends.Worker` as `python -m parity.harness.worker`. Messages are (verb, arguments); a verb is a public
-method of `Side`. A process cannot change its MindSpore device, and a failed kernel can poison it: hence one process each.
+method of `Side`. A process cannot change its MindSpore device, and a failed kernel can poison it: hence one
+process each.
 """
 
 import importlib
@@ -34,7 +35,7 @@ class Side:
         self.lazy = self.bound = False
         self.undo: list = []
 
-    # --- verbs ---------------------------------------------------------------------------------------------------------
+    # --- verbs
 
     def environment(self) -> dict[str, Any]:
         """Versions, device and precision settings as read back."""
@@ -44,7 +45,9 @@ class Side:
         """Folder for large arrays, or None."""
         self.spill = folder
 
-    def build(self, case, rounding: str, form: str = "", mutant: str = "", lazy: bool = False) -> dict[str, tuple]:
+    def build(
+        self, case, rounding: str, form: str = "", mutant: str = "", lazy: bool = False
+    ) -> dict[str, tuple]:
         """Build the target of a case. Returns name -> shape of its parameters.
 
         rounding: of `Precision`; form: formulation set (MindSpore); mutant: a bug to inject (MindSpore); lazy: keep
@@ -58,14 +61,19 @@ class Side:
         precision = self.precision(compute, case.islands, rounding)
         module = importlib.import_module(f"{self.package}.{case.file}")
         target = _resolve(module, case.target)
-        parts = {name: _resolve(module, kind)(**init, precision=precision) for name, (kind, init) in case.parts.items()}
+        parts = {
+            name: _resolve(module, kind)(**init, precision=precision)
+            for name, (kind, init) in case.parts.items()
+        }
         accepts = inspect.signature(target).parameters
         forwards = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepts.values())
         shared = {"precision": precision} if "precision" in accepts or forwards else {}
         if case.target[0].isupper():
             init = {name: self.decode(value) for name, value in case.init.items()}
             built = target(**init, **parts, **({} if "precision" in case.init else shared))
-            self.root = built if self.is_module(built) else self.holder(_bind(getattr(built, case.method), {}), {})
+            self.root = (
+                built if self.is_module(built) else self.holder(_bind(getattr(built, case.method), {}), {})
+            )
             self.bound = self.root is not built
         else:
             self.root = self.holder(_bind(target, {**parts, **shared}), parts)
@@ -130,12 +138,18 @@ class Side:
         return places
 
     def trace(
-        self, inputs: dict[str, Any], method: str, keep_inputs: bool, stages: bool, inside: str = "", args: tuple = ()
+        self,
+        inputs: dict[str, Any],
+        method: str,
+        keep_inputs: bool,
+        stages: bool,
+        inside: str = "",
+        args: tuple = (),
     ) -> dict[str, Record]:
         """Run once with every module tapped (stages: depth-one modules only). Returns the ordered trace.
 
-        The last record, "#0" of the net itself, holds the result. inside: run this module alone, on args and inputs, and
-        tap the modules inside it.
+        The last record, "#0" of the net itself, holds the result. inside: run this module alone, on args and
+        inputs, and tap the modules inside it.
         """
         records: dict[str, Record] = {}
         calls: dict[str, int] = {}
@@ -179,14 +193,18 @@ class Side:
         return answers
 
     def clock(self, inputs: dict[str, Any], method: str, tapped: bool = False, loops: int = 1) -> float:
-        """Seconds of one forward, results complete: the median of `loops`, after one that warms the caches if loops > 1.
+        """Seconds of one forward, results complete: the median of `loops`, after one that warms the caches if
+        loops > 1.
 
         tapped: with a tap on every module that copies its results out.
         """
         decoded = self.decode(inputs)
         handles, times = [], []
         if tapped:
-            handles = [self.hook(module, lambda args, kwargs, out: self._results(out)) for _, module in self.modules()]
+            handles = [
+                self.hook(module, lambda args, kwargs, out: self._results(out))
+                for _, module in self.modules()
+            ]
         try:
             for _ in range(loops + (loops > 1)):
                 began = time.perf_counter()
@@ -207,10 +225,12 @@ class Side:
         while self.undo:
             self.undo.pop()()
 
-    # --- shared helpers ------------------------------------------------------------------------------------------------
+    # --- shared helpers
 
     def decode(self, value: Any) -> Any:
-        """Arrays to tensors, `Layout` to the framework's TokenLayout, `Seed` to a generator; containers item by item."""
+        """Arrays to tensors, `Layout` to the framework's TokenLayout, `Seed` to a generator;
+        containers item by item.
+        """
         value = fetch(value)
         if isinstance(value, np.ndarray):
             return self.tensor(value)

@@ -8,7 +8,11 @@ BIAS = array([[0.0] * 4 + [-10000.0] * 3, [0.0] * 7])
 CROSS = dict(query_dim=48, cross_attention_dim=20, heads=3, dim_head=16, bias=True)
 
 CASES = [
-    Case("DotProductAttention", dict(head_dim=16), dict(q=normal(6, 5, 16), k=normal(6, 7, 16), v=normal(6, 7, 16))),
+    Case(
+        "DotProductAttention",
+        dict(head_dim=16),
+        dict(q=normal(6, 5, 16), k=normal(6, 7, 16), v=normal(6, 7, 16)),
+    ),
     Case(
         "DotProductAttention",
         dict(head_dim=16),
@@ -19,7 +23,9 @@ CASES = [
     Case(
         "DotProductAttention",
         dict(head_dim=16),
-        dict(q=normal(2, 3, 16, scale=1e-3), k=normal(2, 4096, 16, scale=1e-3), v=normal(2, 4096, 16, mean=1.0)),
+        dict(
+            q=normal(2, 3, 16, scale=1e-3), k=normal(2, 4096, 16, scale=1e-3), v=normal(2, 4096, 16, mean=1.0)
+        ),
         name="probe_long",
     ),
     # Logits of +-60: exp overflows in half precision unless the maximum is subtracted first.
@@ -29,8 +35,18 @@ CASES = [
         dict(q=normal(6, 5, 16, scale=8.0), k=normal(6, 7, 16, scale=8.0), v=normal(6, 7, 16)),
         name="probe_range",
     ),
-    Case("Attention", dict(dim=48, num_heads=3), dict(x=normal(30, 48), layout=Layout(2, 3, 5, "space")), name="space"),
-    Case("Attention", dict(dim=48, num_heads=3), dict(x=normal(30, 48), layout=Layout(2, 3, 5, "time")), name="time"),
+    Case(
+        "Attention",
+        dict(dim=48, num_heads=3),
+        dict(x=normal(30, 48), layout=Layout(2, 3, 5, "space")),
+        name="space",
+    ),
+    Case(
+        "Attention",
+        dict(dim=48, num_heads=3),
+        dict(x=normal(30, 48), layout=Layout(2, 3, 5, "time")),
+        name="time",
+    ),
     Case("Attention", dict(dim=48, num_heads=3), dict(x=normal(2, 5, 48)), name="rows"),
     Case(
         "Attention",
@@ -40,7 +56,12 @@ CASES = [
         islands="compute",
         dtypes=("fp16", "bf16"),
     ),
-    Case("MultiHeadAttention", dict(query_dim=48, heads=3, dim_head=16), dict(hidden_states=normal(2, 5, 48)), name="self"),
+    Case(
+        "MultiHeadAttention",
+        dict(query_dim=48, heads=3, dim_head=16),
+        dict(hidden_states=normal(2, 5, 48)),
+        name="self",
+    ),
     Case(
         "MultiHeadAttention",
         CROSS,

@@ -46,12 +46,20 @@ CASES = [
         dict(x=normal(6, 5, 48), c=normal(6, 48)),
         name="rows",
     ),
-    Case("FinalLayer", dict(hidden_size=48, patch_size=2, out_channels=8), dict(x=normal(30, 48), c=normal(2, 48))),
+    Case(
+        "FinalLayer",
+        dict(hidden_size=48, patch_size=2, out_channels=8),
+        dict(x=normal(30, 48), c=normal(2, 48)),
+    ),
     Case("BasicTransformerBlock", CROSS, {**STREAM, **TEXT}, name="cross"),
     Case(
         "BasicTransformerBlock",
         {**CROSS, "norm_elementwise_affine": True, "norm_eps": 1e-5},
-        dict(hidden_states=normal(6, 5, 48), encoder_hidden_states=normal(6, 7, 48), timestep=normal(6, 288, scale=0.5)),
+        dict(
+            hidden_states=normal(6, 5, 48),
+            encoder_hidden_states=normal(6, 7, 48),
+            timestep=normal(6, 288, scale=0.5),
+        ),
         name="rows_affine",
     ),
     Case("TemporalTransformerBlock", HEADS, {**STREAM, "layout": Layout(2, 3, 5, "time")}),

@@ -10,10 +10,22 @@ CASES = [
     Case("timestep_embedding", inputs=dict(timesteps=STEPS, dim=256)),
     Case("timestep_embedding", inputs=dict(timesteps=array([0.5, 123.25]), dim=31), name="float_odd"),
     Case("PatchProjection", dict(patch_size=2, in_channels=4, embed_dim=24), dict(latent=normal(3, 4, 6, 8))),
-    Case("PatchEmbed", dict(height=6, width=6, patch_size=2, in_channels=4, embed_dim=24), dict(latent=normal(3, 4, 6, 6))),
     Case(
         "PatchEmbed",
-        dict(height=6, width=8, patch_size=2, in_channels=4, embed_dim=24, interpolation_scale=2, layer_norm=True),
+        dict(height=6, width=6, patch_size=2, in_channels=4, embed_dim=24),
+        dict(latent=normal(3, 4, 6, 6)),
+    ),
+    Case(
+        "PatchEmbed",
+        dict(
+            height=6,
+            width=8,
+            patch_size=2,
+            in_channels=4,
+            embed_dim=24,
+            interpolation_scale=2,
+            layer_norm=True,
+        ),
         dict(latent=normal(3, 4, 8, 12)),
         name="rescaled",
     ),
@@ -24,7 +36,9 @@ CASES = [
         name="per_axis",
     ),
     Case("TimestepEmbedder", dict(hidden_size=48), dict(t=STEPS)),
-    Case("LabelEmbedder", dict(num_classes=7, hidden_size=24, dropout_prob=0.1), dict(labels=array([0, 3, 7]))),
+    Case(
+        "LabelEmbedder", dict(num_classes=7, hidden_size=24, dropout_prob=0.1), dict(labels=array([0, 3, 7]))
+    ),
     Case(
         "LabelEmbedder",
         dict(num_classes=7, hidden_size=24, dropout_prob=0.1),

@@ -12,7 +12,9 @@ TABLES = ("pos_embed", "temp_embed")
 
 def net(name, init=None, inputs=None, **rest):
     """A tiny whole net."""
-    return Case("Latte", {**TINY, **(init or {})}, {"x": X, "t": TIMES, **(inputs or {})}, name, net="Latte", **rest)
+    return Case(
+        "Latte", {**TINY, **(init or {})}, {"x": X, "t": TIMES, **(inputs or {})}, name, net="Latte", **rest
+    )
 
 
 CASES = [
@@ -43,10 +45,20 @@ CASES = [
     net("one_frame", inputs=dict(x=normal(2, 1, 4, 8, 12))),
     net("no_sigma", dict(learn_sigma=False, patch_size=4)),
     net("all_half", islands="compute", dtypes=("fp16", "bf16")),
-    Case("init_weights", inputs=dict(rng=Seed(11)), parts=dict(model=("Latte", {**TINY, "condition": "class"}))),
+    Case(
+        "init_weights", inputs=dict(rng=Seed(11)), parts=dict(model=("Latte", {**TINY, "condition": "class"}))
+    ),
     Case(
         "Latte",
-        dict(input_size=(6, 8), hidden_size=72, depth=28, num_heads=4, num_frames=3, num_classes=7, condition="class"),
+        dict(
+            input_size=(6, 8),
+            hidden_size=72,
+            depth=28,
+            num_heads=4,
+            num_frames=3,
+            num_classes=7,
+            condition="class",
+        ),
         dict(x=normal(2, 3, 4, 6, 8), t=TIMES, y=array([2, 7])),
         "thin",
         size="thin",

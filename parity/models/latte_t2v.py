@@ -20,7 +20,9 @@ TINY = dict(
     caption_channels=20,
     video_length=3,
 )
-INPUTS = dict(hidden_states=normal(2, 4, 3, 8, 12), timestep=array([3, 977]), encoder_hidden_states=normal(2, 7, 20))
+INPUTS = dict(
+    hidden_states=normal(2, 4, 3, 8, 12), timestep=array([3, 977]), encoder_hidden_states=normal(2, 7, 20)
+)
 JOINT = dict(
     hidden_states=normal(2, 4, 5, 8, 12),
     encoder_hidden_states=normal(2, 3, 7, 20),
@@ -31,7 +33,9 @@ JOINT = dict(
 
 def net(name, init=None, inputs=None, **rest):
     """A tiny whole net."""
-    return Case("LatteT2V", {**TINY, **(init or {})}, {**INPUTS, **(inputs or {})}, name, net="LatteT2V", **rest)
+    return Case(
+        "LatteT2V", {**TINY, **(init or {})}, {**INPUTS, **(inputs or {})}, name, net="LatteT2V", **rest
+    )
 
 
 CASES = [
@@ -41,27 +45,55 @@ CASES = [
     net("bias", inputs=dict(encoder_attention_bias=normal(6, 1, 7, scale=3.0))),
     net("joint", inputs=JOINT),
     net("long", dict(video_length=11), dict(hidden_states=normal(2, 4, 11, 4, 6))),
-    net("unscaled", dict(temporal_interpolation_scale=1.0, video_length=11), dict(hidden_states=normal(2, 4, 4, 4, 6))),
+    net(
+        "unscaled",
+        dict(temporal_interpolation_scale=1.0, video_length=11),
+        dict(hidden_states=normal(2, 4, 4, 4, 6)),
+    ),
     net("one_frame", inputs=dict(hidden_states=normal(2, 4, 1, 8, 12))),
     net("spatial_only", inputs=dict(enable_temporal_attentions=False)),
     net("interpolated", dict(sample_size=(128, 64), per_axis_base_size=True)),
-    net("affine", dict(norm_elementwise_affine=True, norm_eps=1e-5, attention_bias=False, activation_fn="gelu")),
+    net(
+        "affine",
+        dict(norm_elementwise_affine=True, norm_eps=1e-5, attention_bias=False, activation_fn="gelu"),
+    ),
     net("all_half", islands="compute", dtypes=("fp16", "bf16")),
-    Case("text_rows", inputs=dict(encoder_hidden_states=normal(2, 3, 7, 20), layout=Layout(2, 5, 6), use_image_num=2)),
+    Case(
+        "text_rows",
+        inputs=dict(encoder_hidden_states=normal(2, 3, 7, 20), layout=Layout(2, 5, 6), use_image_num=2),
+    ),
     Case(
         "text_bias",
         inputs=dict(mask=lengths(7, [1, 7]), bias=None, layout=Layout(2, 3, 6), use_image_num=0),
     ),
-    Case("init_weights", inputs=dict(rng=Seed(11)), parts=dict(model=("LatteT2V", {**TINY, "norm_elementwise_affine": True}))),
+    Case(
+        "init_weights",
+        inputs=dict(rng=Seed(11)),
+        parts=dict(model=("LatteT2V", {**TINY, "norm_elementwise_affine": True})),
+    ),
     Case(
         "LatteT2V_XL_122",
-        dict(num_layers=1, num_attention_heads=2, attention_head_dim=24, cross_attention_dim=48, caption_channels=20),
-        dict(hidden_states=normal(1, 4, 3, 4, 6), timestep=array([37]), encoder_hidden_states=normal(1, 7, 20)),
+        dict(
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=24,
+            cross_attention_dim=48,
+            caption_channels=20,
+        ),
+        dict(
+            hidden_states=normal(1, 4, 3, 4, 6), timestep=array([37]), encoder_hidden_states=normal(1, 7, 20)
+        ),
         net="LatteT2V",
     ),
     Case(
         "LatteT2V",
-        {**TINY, "num_layers": 28, "num_attention_heads": 4, "attention_head_dim": 18, "cross_attention_dim": 72},
+        {
+            **TINY,
+            "num_layers": 28,
+            "num_attention_heads": 4,
+            "attention_head_dim": 18,
+            "cross_attention_dim": 72,
+        },
         dict(
             hidden_states=normal(2, 4, 3, 6, 8),
             timestep=array([3, 977]),

@@ -8,5 +8,10 @@ CASES = [
     Case("Mlp", dict(in_features=24, hidden_features=40), dict(x=normal(30, 24))),
     Case("GELUProjection", dict(dim_in=24, dim_out=40, approximate="tanh"), dict(x=normal(30, 24))),
     Case("FeedForward", dict(dim=24), dict(hidden_states=normal(2, 5, 24))),
-    Case("FeedForward", dict(dim=24, mult=3, activation_fn="gelu"), dict(hidden_states=normal(30, 24)), name="erf"),
+    Case(
+        "FeedForward",
+        dict(dim=24, mult=3, activation_fn="gelu"),
+        dict(hidden_states=normal(30, 24)),
+        name="erf",
+    ),
 ]

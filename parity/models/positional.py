@@ -7,7 +7,12 @@ G1 = dict(dtypes=("fp64",))
 
 CASES = [
     Case("get_1d_sincos_pos_embed", inputs=dict(embed_dim=48, length=7), **G1),
-    Case("get_1d_sincos_pos_embed", inputs=dict(embed_dim=48, length=7, interpolation_scale=2.0), name="scaled", **G1),
+    Case(
+        "get_1d_sincos_pos_embed",
+        inputs=dict(embed_dim=48, length=7, interpolation_scale=2.0),
+        name="scaled",
+        **G1,
+    ),
     Case("get_2d_sincos_pos_embed", inputs=dict(embed_dim=48, grid_size=(3, 5)), **G1),
     Case(
         "get_2d_sincos_pos_embed",
