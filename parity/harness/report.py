@@ -119,9 +119,10 @@ def verdict_line(results: list[CaseResult]) -> str:
     checks = [check for result in results for check in result.contract]
     count = {word: sum(tap.verdict == word for tap in taps) for word in ("ok", "warn", "inherited")}
     failed = sum(tap.failed for tap in taps) + sum(not check.passed for check in checks)
+    seconds = sum(result.seconds for result in results)
     return (
         f"{failed} FAIL · {count['inherited']} inherited · {count['warn']} warn · {count['ok']} ok of {len(taps)} "
-        f"taps in {len(results)} runs · {len(checks)} contract checks · {sum(result.seconds for result in results):.0f} s"
+        f"taps in {len(results)} runs · {len(checks)} contract checks · {seconds:.0f} s"
     )
 
 
