@@ -5,6 +5,8 @@ import itertools
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -34,14 +36,20 @@ def mains(root):
 
 def ask(arguments, cwd, root=None):
     """(return code, stdout, frameworks loaded, stderr) of a Python command; root None: nothing on the path."""
-    done = subprocess.run(
-        [sys.executable, "-B", "-X", "importtime", *map(str, arguments)],
-        cwd=cwd,
-        env=environment(root),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    variables = environment(root)
+    with tempfile.TemporaryDirectory() as folder:
+        if root is None:  # not through an editable install either: Python reads this file after those
+            forget = f"import sys\nsys.path[:] = [place for place in sys.path if place != {str(ROOT)!r}]\n"
+            Path(folder, "sitecustomize.py").write_text(forget)
+            variables["PYTHONPATH"] = folder
+        done = subprocess.run(
+            [sys.executable, "-B", "-X", "importtime", *map(str, arguments)],
+            cwd=cwd,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
     assert "os" in loaded or "site" in loaded  # the log of imports is there
     words = "\n".join(line for line in done.stderr.splitlines() if "import time:" not in line)
