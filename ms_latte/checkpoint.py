@@ -63,15 +63,15 @@ def load(path, model=None, which="ema", precision=None, overrides=None, layout=N
     return model.set_train(False)
 
 
-def load_arrays(model, tensors):
+def load_arrays(model, tensors, precision=None):
     """Give `model` the weights of a mapping name -> numpy array; strict, all or nothing. Returns the model.
 
-    Values are rounded to the model's precision. Arrays that already have the type of their parameter are not
-    copied: they belong to the model from here on. Raises CheckpointError listing every missing, unknown and
-    mis-shaped name, and every value that float16 cannot hold; the model is then unchanged.
+    Values are rounded to `precision`, by default the model's own. Arrays that already have the type of their
+    parameter are not copied: they belong to the model from here on. Raises CheckpointError listing every
+    missing, unknown and mis-shaped name, and every value that float16 cannot hold; the model is then unchanged.
     """
     shapes = {name: np.shape(tensors[name]) for name in tensors}
-    return _fill(model, tensors, shapes, "the given arrays", [])
+    return _fill(model, tensors, shapes, "the given arrays", [], precision)
 
 
 def save(model, path):
@@ -154,13 +154,14 @@ def _entry(parameter):
     return TensorEntry(WORDS[parameter.dtype], tuple(parameter.shape), bits)
 
 
-def _fill(model, tensors: Mapping, shapes, source, conflicts):
+def _fill(model, tensors: Mapping, shapes, source, conflicts, precision=None):
+    precision = precision or model.precision
     parameters = dict(model.parameters_and_names())
     _check(parameters, shapes, source, conflicts)
-    if model.precision.compute == "fp16":
+    if precision.compute == "fp16":
         _check_range(tensors, source)
     for name, parameter in parameters.items():
-        parameter.set_data(_value(tensors[name], parameter, model.precision))
+        parameter.set_data(_value(tensors[name], parameter, precision))
     if isinstance(model, Latte):
         model.check_stored_tables()
     return model

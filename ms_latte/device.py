@@ -86,7 +86,7 @@ def select(device_target="Ascend", device_id=None):
     try:
         ms.set_device(device_target, device_id) if device_id is not None else ms.set_device(device_target)
     except (RuntimeError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        first_line = (str(error).strip().splitlines() or ["no reason given"])[0]
         remedy = (
             "install CANN and run on an Ascend host"
             if device_target == "Ascend"
@@ -100,14 +100,7 @@ def select(device_target="Ascend", device_id=None):
         ms.runtime.launch_blocking()
         settings["launch"] = "blocking"
     else:
-        precision = ms.device_context.ascend.op_precision
-        precision.precision_mode("must_keep_origin_dtype")
-        precision.conv_allow_hf32(False)
-        precision.matmul_allow_hf32(False)
-        ms.set_deterministic(True)
-        settings.update(
-            precision_mode="must_keep_origin_dtype", conv_hf32=False, matmul_hf32=False, deterministic=True
-        )
+        settings = _force_ascend_precision(ms)
     actual = ms.get_context("device_target")
     if actual != device_target:
         raise DeviceError(
@@ -118,6 +111,39 @@ def select(device_target="Ascend", device_id=None):
     import numpy
 
     return DeviceReport(actual, ms.__version__, numpy.__version__, settings)
+
+
+def _force_ascend_precision(ms):
+    """Ask for true float32 and determinism, then read back what MindSpore holds. Not yet run on the device.
+
+    MindSpore accepts each setting once in a process and ignores some on devices that lack them: what does not read back
+    as asked is an error, not an assumption. Returns name -> value as read.
+    """
+    from mindspore.device_context.ascend import op_precision
+
+    wanted = {
+        "precision_mode": "must_keep_origin_dtype",
+        "conv_allow_hf32": False,
+        "matmul_allow_hf32": False,
+    }
+    held = op_precision.AscendOpPrecisionConf.get_instance()
+    settings = {}
+    try:
+        for name, value in wanted.items():
+            getattr(op_precision, name)(value)
+            settings[name] = getattr(held, name)()
+        if ms.get_context("deterministic") != "ON":
+            ms.set_deterministic(True)
+        settings["deterministic"] = ms.get_context("deterministic")
+    except RuntimeError as error:
+        raise DeviceError(
+            f"Ascend refused a precision setting: {error}. Remedy: select the device once, first, in a fresh process"
+        ) from error
+    read = {name: {"0": False, "1": True}.get(value, value) for name, value in settings.items()}
+    wrong = {name: read[name] for name, value in wanted.items() if read[name] != value}
+    if wrong or settings["deterministic"] != "ON":
+        raise DeviceError(f"precision settings read back as {settings}, asked for {wanted} and determinism")
+    return settings
 
 
 def formulation(operation):

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from dataclasses import dataclass, replace
 
-from parity.harness.backends import Worker
+from parity.harness.backends import Worker, WorkerError
 from parity.harness.case import Case
 from parity.harness.full import full_case
 from parity.harness.inputs import Layout, normal, realize
@@ -71,10 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, net: Case) -> list[Row]:
     """Measure all chosen parts."""
-    sides = {
-        name: Worker(name, device, options.dtype)
-        for name, device in (("torch", "CPU"), ("mindspore", options.device))
-    }
+    sides = _start(options)
     for name, worker in sides.items():
         print(f"{name}: {', '.join(f'{key} {value}' for key, value in worker.environment.items())}")
     print(
@@ -86,6 +83,9 @@ def run(options: argparse.Namespace, net: Case) -> list[Row]:
         chosen = options.parts.split(",")
         for part, cases in (("operators", operators(net)), ("blocks", blocks(net)), ("net", [net])):
             if part in chosen:
+                if part == "net":  # fresh processes, so that peak memory is that of the net alone
+                    _stop(sides)
+                    sides = _start(options)
                 for case in cases:
                     # A turn is a warmed median of three, so that neither side pays for the caches the other left.
                     turns, loops = (min(options.repeat, 3), 1) if part == "net" else (options.repeat, 3)
@@ -94,15 +94,31 @@ def run(options: argparse.Namespace, net: Case) -> list[Row]:
             memory = {name: worker("peak_memory") for name, worker in sides.items()}
             share = memory["mindspore"] / memory["torch"]
             print(
-                f"{'peak resident memory of each process, GiB':<44} {memory['torch'] / 2**30:>9.2f} "
+                f"{'peak resident host memory of a process, GiB':<44} {memory['torch'] / 2**30:>9.2f} "
                 f"{memory['mindspore'] / 2**30:>9.2f} {share:>6.2f}"
             )
         if "trace" in chosen:
             tracing(sides, net)
     finally:
-        for worker in sides.values():
-            worker.stop()
+        _stop(sides)
     return rows
+
+
+def _start(options: argparse.Namespace) -> dict[str, Worker]:
+    """Both processes, or an error that names the remedy and nothing left running."""
+    sides: dict[str, Worker] = {}
+    try:
+        for name, device in (("torch", "CPU"), ("mindspore", options.device)):
+            sides[name] = Worker(name, device, options.dtype)
+    except WorkerError as error:
+        _stop(sides)
+        raise SystemExit(f"error: {str(error).strip()}") from None
+    return sides
+
+
+def _stop(sides: dict[str, Worker]) -> None:
+    for worker in sides.values():
+        worker.stop()
 
 
 def measure(sides: dict[str, Worker], case: Case, repeat: int, loops: int = 1) -> Row:
@@ -281,14 +297,10 @@ def _prepare(sides: dict[str, Worker], case: Case) -> dict:
         shapes = worker("build", case=replace(case, init={**case.init, **fused}), rounding="native")
     if case.size == "full":  # both map one file, as they would a checkpoint
         with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-            path = write_weights(shapes, case, folder)
+            path = write_weights(shapes, case, *sides["mindspore"]("config"), folder)
             for worker in sides.values():
                 worker("load", tensors=None, checkpoint=path)
     else:
         for worker in sides.values():
             worker("load", tensors=random_state(shapes, case.seed))
     return realize(case.inputs, case.seed)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

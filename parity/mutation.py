@@ -33,7 +33,8 @@ def run_mutant(session: Session, mutant: Mutant, dtype: str, healthy: bool = Fal
             form = mutant.form
             result = run_case(session, cases[name], run, form, "" if healthy else mutant.name)
             for check in result.broken:
-                cell.gates.setdefault("G0", f"{name}: {check.name}")
+                gate = "crash" if check.name == "runs" else "G0"  # a crash satisfies no declaration
+                cell.gates.setdefault(gate, f"{name}: {check.name}")
             for tap in result.failures:
                 cell.gates.setdefault(result.gate, f"{name}: {tap.tap.rpartition('#')[0] or 'output'}")
                 if tap.allowed:
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
                 cell = run_mutant(session, mutant, dtype)
                 word, declared = verdict(mutant, dtype, cell)
                 good &= declared
-                total += bool(cell.gates)
+                total += declared and mutant.expected[dtype] != "-" and not clean.gates
                 detectable += mutant.expected[dtype] != "-"
                 seen = (
                     "; ".join(f"{gate} {where}" for gate, where in sorted(cell.gates.items())) or mutant.note

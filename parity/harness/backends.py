@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 from parity.harness import trace
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 1800  # seconds that one request may take: the float64 truth of XL/2 takes about 60
 KEPT = 4  # workers alive at a time: each holds a framework (0.4 to 0.7 GB)
 
 
@@ -82,6 +84,9 @@ class Worker:
         self._log.close()
 
     def _answer(self) -> Any:
+        if not select.select([self._process.stdout], [], [], LIMIT)[0]:
+            self._process.kill()
+            raise WorkerError("WorkerHangs", f"worker {self.name} did not answer in {LIMIT} s and was ended")
         try:
             status, *rest = trace.receive(self._process.stdout)
         except EOFError:
@@ -115,11 +120,12 @@ class Pool:
         self._workers.move_to_end(key)
         return self._workers[key]
 
-    def drop(self, framework: str, device: str, dtype: str) -> None:
+    def drop(self, worker: Worker) -> None:
         """End one worker, for example after an error that may have poisoned it."""
-        worker = self._workers.pop((framework, device, dtype), None)
-        if worker:
-            worker.stop()
+        self._workers = OrderedDict(
+            (key, value) for key, value in self._workers.items() if value is not worker
+        )
+        worker.stop()
 
     def pids(self) -> list[int]:
         """Process ids of the workers alive."""

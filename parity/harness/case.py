@@ -21,10 +21,9 @@ class Case:
     plain values.
     name: tells cases of one target apart. method: method to call instead of the object. size: "tiny", "thin" or "full".
     net: "Latte" or "LatteT2V" for whole networks, "" for parts. keep: parameters that stay as constructed.
-    islands: policy of `Precision`. dtypes: where the case makes sense, () for everywhere. forms: formulation
-    sets, () for all. taps: "all" or "stages" (depth-one modules only, streamed: for nets of full size).
-    weights: path of a checkpoint instead of seeded numbers. parts: constructor arguments that are themselves
-    built, name -> (target, init).
+    islands: policy of `Precision`. dtypes: where the case makes sense, () for everywhere. taps: "all", or "stages"
+    (depth-one modules only, streamed: for nets of full size). weights: path of a checkpoint instead of seeded
+    numbers. parts: constructor arguments that are themselves built, name -> (target, init).
     """
 
     target: str
@@ -37,7 +36,6 @@ class Case:
     keep: tuple[str, ...] = ()
     islands: str = "fp32"
     dtypes: tuple[str, ...] = ()
-    forms: tuple[str, ...] = ()
     taps: str = "all"
     seed: int = 0
     weights: str = ""
@@ -51,16 +49,15 @@ class Case:
 
 
 def collect() -> list[Case]:
-    """All cases of `parity/models` and its future siblings, in the order of their files.
+    """All cases of `parity/models`, in the order of their files.
 
     Raises ValueError for two cases of one id.
     """
     cases: list[Case] = []
-    for package in ("models",):
-        root = importlib.import_module(f"parity.{package}")
-        for module in sorted(pkgutil.iter_modules(root.__path__), key=lambda item: item.name):
-            loaded = importlib.import_module(f"parity.{package}.{module.name}")
-            cases += [replace(case, file=f"{package}.{module.name}") for case in loaded.CASES]
+    root = importlib.import_module("parity.models")
+    for module in sorted(pkgutil.iter_modules(root.__path__), key=lambda item: item.name):
+        loaded = importlib.import_module(f"parity.models.{module.name}")
+        cases += [replace(case, file=f"models.{module.name}") for case in loaded.CASES]
     ids = [case.id for case in cases]
     doubles = sorted({name for name in ids if ids.count(name) > 1})
     if doubles:

@@ -81,7 +81,8 @@ def inputs_for(model: str, config: dict[str, Any]) -> dict[str, Any]:
         shape = (N, config.get("num_frames", 16), config.get("in_channels", 4), height, width)
         inputs = dict(x=normal(*shape), t=array([977, 3][:N]))
         if config.get("condition") == "class":
-            inputs["y"] = array([config["num_classes"], 0][:N])
+            null = config["num_classes"] - (0 if config.get("class_dropout_prob", 0.1) > 0 else 1)
+            inputs["y"] = array([null, 0][:N])
         if config.get("condition") == "text":
             inputs["text_embedding"] = normal(N, 77, 768)
         return inputs

@@ -337,20 +337,30 @@ def _attribute(taps: list[TapResult], bad_ends: list[TapResult]) -> None:
             tap.verdict = "FAIL glue"
             tap.reason = f"its parts agree, their combination does not: {tap.reason}"
     culprits = [tap for tap in taps if tap.verdict in ("FAIL local", "FAIL glue")]
-    if culprits:
-        first = culprits[0]
-        if first.verdict == "FAIL glue" and bad_ends:
-            first.reason += f"; the first layer whose result goes wrong is {bad_ends[0].tap}"
-        for tap in bad_ends:
-            tap.verdict, tap.reason = "inherited", f"from {first.tap}"
-    elif bad_ends:  # every part is right on its own input: the net wires them wrongly
-        first, last = bad_ends[0], bad_ends[-1]
-        for tap in bad_ends[:-1]:
-            tap.verdict = "inherited"
-        if last is not first:
-            last.reason += (
-                f"; every layer is right on its own input, the first wrong result is that of {first.tap}"
-            )
+    place = {id(tap): i for i, tap in enumerate(taps)}
+    first = (
+        None  # the first wrong result that no culprit explains: parts right on their own input, wrongly wired
+    )
+    for tap in bad_ends:
+        causes = [c for c in culprits if place[id(c)] < place[id(tap)] or _inside(tap.tap, c.tap)]
+        cause = causes[0] if causes else first
+        if cause is not None and (causes or tap is not bad_ends[-1]):
+            tap.verdict, tap.reason = "inherited", f"from {cause.tap}"
+        elif not causes:
+            first = first or tap
+    unexplained = [tap for tap in bad_ends if tap.verdict == "FAIL end"]
+    if len(unexplained) > 1 and unexplained[-1].level == "net":
+        # The fault lies between the layers, in the net: blame its end and name the first layer that shows it.
+        unexplained[0].verdict = "inherited"
+        unexplained[
+            -1
+        ].reason += (
+            f"; every layer is right on its own input, the first wrong result is that of {unexplained[0].tap}"
+        )
+    for tap in culprits[:1]:
+        shown = [end for end in bad_ends if _inside(end.tap, tap.tap)]
+        if tap.verdict == "FAIL glue" and shown:
+            tap.reason += f"; the first layer whose result goes wrong is {shown[0].tap}"
 
 
 def _inside(child: str, parent: str) -> bool:

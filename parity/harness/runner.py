@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one case through both frameworks and judges it. The only runner: every gate of every case goes through here."""
 
+import json
+import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from converters.layouts import OURS
+from converters.stream import TensorEntry, write_safetensors
 from parity.harness import gates, weights
 from parity.harness.backends import Pool, WorkerError
 from parity.harness.case import Case
@@ -73,6 +79,10 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
         _load(session, case, dtype, (truth, control, port), shapes, result)
         _contract_of_layers(control, port, result)
         inputs = {name: _rounded(value, dtype) for name, value in realize(case.inputs, case.seed).items()}
+        constant = [name for name, value in inputs.items() if _is_constant(value)]
+        result.contract.append(
+            Check("inputs", not constant, f"constant, could hide a bug: {', '.join(constant)}")
+        )
         stages = case.taps == "stages"
         reference = control("trace", inputs=inputs, method=case.method, keep_inputs=True, stages=stages)
         answer = port("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
@@ -81,22 +91,20 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
             ends = truth("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
         native = dtype if session.rounding("mindspore") == "native" else ""
         _contract_of_traces(reference, answer, ends, result, native)
-        if not stages:
-            _contract_of_runs(port, inputs, case.method, answer, result)
+        _contract_of_runs(port, inputs, case.method, answer, result)
         if all(check.name in STILL_COMPARABLE for check in result.broken):
             _judge_taps(case, dtype, form, (truth, control, port), (reference, answer, ends), result)
         if result.failures:
             _explain(control, port, result)
     except WorkerError as error:
-        if error.kind == "WorkerDied":
-            for key in (("mindspore", device, dtype), ("torch", "CPU", dtype), ("torch", "CPU", "fp64")):
-                session.pool.drop(*key)
-        if not mutant:
-            raise
-        result.contract.append(Check("runs", False, f"{error.kind}: {str(error).splitlines()[0]}"))
+        # Absent is failed: the case stays in the report. Whatever failed may have poisoned its process.
+        for worker in workers:
+            session.pool.drop(worker)
+        result.contract.append(Check("runs", False, f"{error.kind}: {(str(error).splitlines() or ['?'])[0]}"))
+    finally:
+        if memory:
+            result.notes.append(f"peak memory {memory.stop() / 2**30:.2f} GiB (PSS of judge and workers)")
     result.seconds = time.perf_counter() - began
-    if memory:
-        result.notes.append(f"peak memory {memory.stop() / 2**30:.2f} GiB (PSS of judge and workers)")
     return result
 
 
@@ -111,9 +119,9 @@ def _load(session, case, dtype, workers, shapes, result):
         return
     path = case.weights
     if case.size == "full" and not path:
-        path = write_weights(names_c, case, session.spill)
+        path = write_weights(names_c, case, *control("config"), session.spill)
     if path:
-        options = dict(layout=session.layout or None, overrides=session.overrides)
+        options = dict(layout=session.layout or None, overrides=session.overrides, grid=dtype)
         digests = {
             worker: worker("load", tensors=None, checkpoint=path, **options)
             for worker in dict.fromkeys((truth, control, port))
@@ -127,10 +135,7 @@ def _load(session, case, dtype, workers, shapes, result):
         state = {name: to_grid(value, dtype).astype(np.float32) for name, value in state.items()}
         reasons = [] if case.target == "init_weights" else weights.degenerate(state)
         result.contract.append(Check("weights", not reasons, "; ".join(reasons[:4])))
-        for worker in dict.fromkeys((truth, control, port)):
-            digests = worker("load", tensors=state)
-            if worker is port:
-                loaded = digests
+        loaded = _load_state(state, case, (truth, control, port), names_c)
         expected = {name: weights.digest(to_grid(value, dtype)) for name, value in state.items()}
         digests = {port: loaded, control: expected}
     unequal = [name for name in expected if digests[port].get(name) != expected[name]]
@@ -140,22 +145,38 @@ def _load(session, case, dtype, workers, shapes, result):
     )
 
 
-def write_weights(shapes: dict[str, tuple], case: Case, folder: str) -> str:
-    """Seeded weights of a large net as one file that all workers map, written tensor by tensor."""
-    import json
-    from functools import partial
-    from pathlib import Path
+def _load_state(state, case, workers, shapes) -> dict[str, str]:
+    """Seeded weights into all workers: whole nets as a file through the converters, single layers directly."""
+    _, control, port = workers
+    distinct = dict.fromkeys(workers)
+    if not case.net:
+        return {worker: worker("load", tensors=state) for worker in distinct}[port]
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        path = write_weights(shapes, case, *control("config"), folder, state)
+        return {worker: worker("load", tensors=None, checkpoint=path) for worker in distinct}[port]
 
-    from converters.stream import TensorEntry, write_safetensors
 
-    entries = {
-        name: TensorEntry("F32", shape, partial(weights.random_parameter, name, shape, case.seed))
-        for name, shape in shapes.items()
-    }
+def write_weights(
+    shapes: dict[str, tuple],
+    case: Case,
+    model: str,
+    config: dict[str, Any],
+    folder: str,
+    state: dict[str, np.ndarray] | None = None,
+) -> str:
+    """Weights of a net in our own layout, as one file that all workers map, written tensor by tensor.
+
+    state: the values; None draws them from the case's seed while writing, so that no large net is held in memory.
+    """
+
+    def bits(name, shape):
+        return weights.random_parameter(name, shape, case.seed) if state is None else state[name]
+
+    entries = {name: TensorEntry("F32", shape, partial(bits, name, shape)) for name, shape in shapes.items()}
+    known = OURS[model].model.keys
+    config = {name: value for name, value in config.items() if name in known}
     path = Path(folder) / "weights.safetensors"
-    write_safetensors(
-        path, entries, {"model": case.target, "config": json.dumps(case.init), "layout": "ours"}
-    )
+    write_safetensors(path, entries, {"model": model, "config": json.dumps(config), "layout": "ours"})
     return str(path)
 
 
@@ -188,9 +209,8 @@ def _contract_of_traces(reference, answer, ends, result, native=""):
     result.contract.append(
         Check("outputs", bool(reference) and not empty, f"no tensor comes out of {empty[:4]}")
     )
-    if list(reference) != list(answer):
-        moved = next((a for a, b in zip(reference, answer, strict=False) if a != b), "the end")
-        result.contract.append(Check("order", False, f"modules run in another order from {moved} on"))
+    moved = next((a for a, b in zip(reference, answer, strict=False) if a != b), "")
+    result.contract.append(Check("order", not moved, f"modules run in another order from {moved} on"))
     wrong = [
         f"{tap}: {answer[tap].dtypes} instead of {reference[tap].dtypes}"
         for tap in reference
@@ -209,13 +229,13 @@ def _same_dtypes(reference: Record, answer: Record, native: str = "") -> bool:
 
 
 def _contract_of_runs(port, inputs, method, answer, result):
-    again = port("run", inputs=inputs, method=method)
-    tapped = answer["#0"].outputs if "#0" in answer else []
+    again = [fetch(value) for value in port("run", inputs=inputs, method=method)]
+    tapped = [fetch(value) for value in answer["#0"].outputs] if "#0" in answer else []
     same = len(again) == len(tapped) and all(
         np.array_equal(a, b, equal_nan=True) for a, b in zip(again, tapped, strict=True)
     )
     if not same:
-        third = port("run", inputs=inputs, method=method)
+        third = [fetch(value) for value in port("run", inputs=inputs, method=method)]
         steady = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(again, third, strict=True))
         detail = "taps change the result" if steady else "two runs differ: nondeterministic"
         result.contract.append(Check("repeatable", False, detail))
@@ -242,15 +262,14 @@ def _judge_taps(case, dtype, form, workers, traces, result):
     if dtype == "fp64":
         exact = gates.SEMANTIC["native" if form == "Ascend" else "composed"]
     gates.mark(taps, dtype, blocks, exact)
+    inner: dict[str, Record] = {}
     if streamed:
-        taps = _descend(workers, reference, taps, modules, dtype)
+        taps, inner = _descend(workers, reference, taps, modules, dtype)
         gates.mark(taps, dtype, blocks, exact)
     result.taps = taps
-    first = next((tap for tap in taps if tap.failed and tap.tap in reference), None)
+    first = next((tap for tap in taps if tap.failed), None)
     if first is not None:
-        result.worst = _worst(
-            answer[first.tap].outputs, reference[first.tap].outputs, ends[first.tap].outputs
-        )
+        result.worst = _worst_elements(workers, first, traces, inner)
     if streamed:
         for trace_ in {id(trace_): trace_ for trace_ in traces}.values():
             for record in trace_.values():
@@ -274,10 +293,11 @@ def _local(workers, records: dict[str, Record], dtype: str) -> dict[str, Metrics
     return metrics
 
 
-def _descend(workers, reference, taps, modules, dtype, most: int = 2) -> list[TapResult]:
+def _descend(workers, reference, taps, modules, dtype, most: int = 2) -> tuple[list[TapResult], dict]:
     """Look inside the first failing stages of a net that was compared stage by stage."""
     truth, control, port = workers
     found: list[TapResult] = []
+    inner: dict[str, Record] = {}
     looked = 0
     for tap in taps:
         if tap.verdict in ("FAIL local", "FAIL glue") and tap.level == "block" and looked < most:
@@ -286,11 +306,12 @@ def _descend(workers, reference, taps, modules, dtype, most: int = 2) -> list[Ta
             here = dict(inputs=record.kwargs, args=record.args, method="", stages=False, inside=name)
             theirs = control("trace", keep_inputs=True, **here)
             ours, true = (worker("trace", keep_inputs=False, **here) for worker in (port, truth))
-            for inner, metrics in _local(workers, theirs, dtype).items():
-                prop = _metrics(ours[inner].outputs, theirs[inner].outputs, true[inner].outputs, dtype)
-                found.append(TapResult(inner, _shape(theirs[inner]), _level(inner, modules), metrics, prop))
+            inner.update(theirs)
+            for part, metrics in _local(workers, theirs, dtype).items():
+                prop = _metrics(ours[part].outputs, theirs[part].outputs, true[part].outputs, dtype)
+                found.append(TapResult(part, _shape(theirs[part]), _level(part, modules), metrics, prop))
         found.append(tap)
-    return found
+    return found, inner
 
 
 def _level(tap: str, modules: list[str]) -> str:
@@ -317,12 +338,24 @@ def _metrics(mine: list, theirs: list, exact: list, dtype: str) -> Metrics:
     )
 
 
+def _worst_elements(workers, tap, traces, inner) -> list[str]:
+    """The worst elements of a tap at fault: of its local run if that is what failed, else of the free run."""
+    truth, _, port = workers
+    reference, answer, ends = traces
+    record = inner.get(tap.tap) or reference[tap.tap]
+    if tap.verdict == "FAIL end" or tap.tap == "#0":
+        return _worst(answer[tap.tap].outputs, record.outputs, ends[tap.tap].outputs)
+    request = [(tap.tap.rpartition("#")[0], record.args, record.kwargs)]
+    return _worst(port("local", requests=request)[0], record.outputs, truth("local", requests=request)[0])
+
+
 def _worst(mine: list, theirs: list, exact: list, count: int = 3) -> list[str]:
     """The elements with the largest error: index, port, reference, truth."""
     c, r, t = (np.asarray(fetch(x[0]), np.float64) for x in (mine, theirs, exact))
     if not c.shape == r.shape == t.shape:
         return []
-    error = np.abs(c - t)
+    with np.errstate(invalid="ignore"):
+        error = np.where(c == t, 0.0, np.abs(c - t))  # equal infinities differ by NaN
     error[~np.isfinite(error)] = np.inf
     lines = []
     for flat in np.argsort(error, axis=None)[::-1][:count]:
@@ -337,6 +370,15 @@ def _explain(control, port, result):
     for tap in result.failures[:3]:
         name = tap.tap.rpartition("#")[0]
         result.sources[tap.tap] = (theirs.get(name, "?"), ours.get(name, "?"))
+
+
+def _is_constant(value: Any) -> bool:
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind == "f"
+        and value.size > 1
+        and bool(value.std() == 0)
+    )
 
 
 def _rounded(value: Any, dtype: str) -> Any:

@@ -3,13 +3,13 @@
 always on the CPU.
 """
 
-import contextlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from parity.harness.emulate import to_grid
 from parity.harness.worker import Side
 from torch_ref.models.precision import Precision
 
@@ -81,6 +81,14 @@ class TorchSide(Side):
     def parameters(self):
         return dict(self.root.named_parameters())
 
+    def fill(self, tensors):
+        self.check_names(tensors)
+        for name in tensors:
+            value = np.asarray(tensors[name])
+            self.assign(
+                name, value if self.lazy else to_grid(value, "fp64" if self.dtype == "fp64" else "fp32")
+            )
+
     def assign(self, name, array):
         owner, _, leaf = name.rpartition(".")
         module = self.root.get_submodule(owner)
@@ -113,7 +121,7 @@ class TorchSide(Side):
         """Results of CPU kernels are complete when the call returns."""
 
     def call(self, module, method, kwargs, *args):
-        with torch.no_grad() if not getattr(self, "gradients", False) else contextlib.nullcontext():
+        with torch.no_grad():
             return getattr(module, method)(*args, **kwargs) if method else module(*args, **kwargs)
 
 

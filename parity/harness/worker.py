@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from parity.harness import trace, weights
+from parity.harness.emulate import to_grid
 from parity.harness.inputs import Layout, Seed
 from parity.harness.trace import Record, fetch, stow
 
@@ -32,7 +33,7 @@ class Side:
         self.device, self.dtype = device, dtype
         self.root: Any = None
         self.spill: str | None = None
-        self.lazy = self.bound = False
+        self.lazy = self.bound = self.native_half = False
         self.undo: list = []
 
     # --- verbs
@@ -58,11 +59,12 @@ class Side:
         self.bound = False  # whether the method of the case is already bound (an object that is no module)
         self.begin(form, mutant)
         compute = "fp64" if self.dtype == "fp64" else self.dtype
-        precision = self.precision(compute, case.islands, rounding)
+        precision = self.policy = self.precision(compute, case.islands, rounding)
+        self.native_half = rounding == "native" and compute in ("fp16", "bf16")
         module = importlib.import_module(f"{self.package}.{case.file}")
-        target = _resolve(module, case.target)
+        target = getattr(module, case.target)
         parts = {
-            name: _resolve(module, kind)(**init, precision=precision)
+            name: getattr(module, kind)(**init, precision=precision)
             for name, (kind, init) in case.parts.items()
         }
         accepts = inspect.signature(target).parameters
@@ -79,8 +81,10 @@ class Side:
             self.root = self.holder(_bind(target, {**parts, **shared}), parts)
         return {name: tuple(value.shape) for name, value in self.parameters().items()}
 
-    def load(self, tensors: dict[str, np.ndarray] | None, checkpoint: str = "", **options) -> dict[str, str]:
-        """Load parameters strictly, by equal names, already rounded to the tested dtype.
+    def load(
+        self, tensors: dict[str, np.ndarray] | None, checkpoint: str = "", grid: str = "", **options
+    ) -> dict[str, str]:
+        """Load parameters strictly, by equal names, rounded once to the grid of the tested dtype on all sides.
 
         tensors: name -> float32 array on the grid of the dtype, or a checkpoint path that the worker reads itself.
         Returns name -> digest of the bits that are now in the model (as float32; float64 under fp64).
@@ -90,6 +94,15 @@ class Side:
             from converters import load
 
             tensors = load(checkpoint, **options).tensors
+        grid = grid or self.dtype
+        if grid in ("fp16", "bf16"):
+            tensors = {name: to_grid(np.asarray(tensors[name]), grid) for name in tensors}
+        self.fill(tensors)
+        self.after_load()
+        return self.digests()
+
+    def check_names(self, tensors) -> None:
+        """Raise ValueError listing every missing, unknown and mis-shaped name."""
         own = self.parameters()
         problems = [f"missing {name}" for name in own if name not in tensors]
         problems += [f"unknown {name}" for name in tensors if name not in own]
@@ -100,13 +113,10 @@ class Side:
         ]
         if problems:
             raise ValueError(f"{len(problems)} parameters do not fit: {'; '.join(problems[:20])}")
-        from parity.harness.emulate import to_grid
 
-        for name in own:
-            value = np.asarray(tensors[name])
-            self.assign(name, value if self.lazy else to_grid(value, self.dtype))
-        self.after_load()
-        return self.digests()
+    def config(self) -> tuple[str, dict[str, Any]]:
+        """Class name and constructor arguments of a whole net."""
+        return type(self.root).__name__, self.root.config
 
     def digests(self) -> dict[str, str]:
         """name -> digest of every parameter as it is in the model now."""
@@ -196,23 +206,16 @@ class Side:
         """Seconds of one forward, results complete: the median of `loops`, after one that warms the caches if
         loops > 1.
 
-        tapped: with a tap on every module that copies its results out.
+        tapped: traced as the harness traces the port, every result copied out and kept.
         """
-        decoded = self.decode(inputs)
-        handles, times = [], []
-        if tapped:
-            handles = [
-                self.hook(module, lambda args, kwargs, out: self._results(out))
-                for _, module in self.modules()
-            ]
-        try:
-            for _ in range(loops + (loops > 1)):
-                began = time.perf_counter()
+        decoded, times = self.decode(inputs), []
+        for _ in range(loops + (loops > 1)):
+            began = time.perf_counter()
+            if tapped:
+                self.trace(inputs, method, keep_inputs=False, stages=False)
+            else:
                 self.finish(self.call(self.root, method, decoded))
-                times.append(time.perf_counter() - began)
-        finally:
-            for handle in handles:
-                handle.remove()
+            times.append(time.perf_counter() - began)
         return statistics.median(times[-loops:])
 
     def peak_memory(self) -> int:
@@ -262,6 +265,11 @@ class Side:
             out = list(self.parameters().values())
         items = out if isinstance(out, (list, tuple)) else [out]
         tensors = [item for item in items if self.is_tensor(item) or isinstance(item, np.ndarray)]
+        if len(tensors) != len(items):
+            kinds = ", ".join(type(item).__name__ for item in items)
+            raise TypeError(
+                f"a tap returns ({kinds}); only tensors and flat tuples of tensors can be compared"
+            )
         arrays = [item if isinstance(item, np.ndarray) else self.array(item) for item in tensors]
         return [stow(item, self.spill) for item in arrays], [self.dtype_name(item) for item in tensors]
 
@@ -270,10 +278,6 @@ def is_stage(name: str) -> bool:
     """Whether a module is a top-level stage of a net: a direct child, or a member of a direct child list."""
     parts = name.split(".")
     return bool(name) and (len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit()))
-
-
-def _resolve(module: Any, name: str) -> Any:
-    return getattr(module, name)
 
 
 def _bind(function: Any, fixed: dict[str, Any]) -> Any:

@@ -57,6 +57,7 @@ CASES = [
         "affine",
         dict(norm_elementwise_affine=True, norm_eps=1e-5, attention_bias=False, activation_fn="gelu"),
     ),
+    net("recompute", dict(use_recompute=True)),
     net("all_half", islands="compute", dtypes=("fp16", "bf16")),
     Case(
         "text_rows",

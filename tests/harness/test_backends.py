@@ -108,8 +108,7 @@ def test_the_pool_keeps_workers_and_ends_the_least_recently_used(pool):
     assert pool.get(*keys[0]) is first  # now the second one is the oldest
     pool.get(*keys[-1])
     assert sorted(FakeWorker.alive) == sorted(key for key in keys if key != keys[1])
-    pool.drop(*keys[0])
-    pool.drop("no", "such", "worker")
+    pool.drop(first)
     assert keys[0] not in FakeWorker.alive
     pool.stop()
     assert FakeWorker.alive == []

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user types: wrong options end at once with the remedy, a run leaves its report behind."""
+
+import csv
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "data" / "golden"
+
+
+def parity(*words, cwd=ROOT):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(ROOT / "parity"),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *map(str, words),
+    ]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "Ascend"], "Remedy: install CANN"),
+        (["--device", "GPU"], "no GPU formulations"),
+        (["--device", "Foo"], "expected CPU or Ascend"),
+        (["--dtype", "fp8"], "expected fp32, fp16, bf16"),
+        (["--size", "huge"], "expected one of tiny, thin, full"),
+        (["--model", "Foo"], "expected Latte or LatteT2V"),
+        (["--size", "full", "--model", "Latte-Q/2"], "expected Latte-XL/2"),
+        (["--checkpoint", "nowhere.pt"], "no such file"),
+        (["--checkpoint", GOLDEN / "latte_class.pt"], "--set num_heads="),
+        (["--quick", "--size", "full"], "exclude each other"),
+        (["--set", "num_heads=2"], "none is given"),
+    ],
+    ids=lambda value: " ".join(map(str, value))[-40:] if isinstance(value, list) else "",
+)
+def test_wrong_options_end_at_once(words, message, tmp_path):
+    done = parity(*words, "--report", tmp_path / "report")
+    said = done.stdout + done.stderr
+    assert done.returncode == 4, said  # pytest's code for a wrong use
+    assert message in said and "Traceback" not in said
+    assert not (tmp_path / "report" / "parity.csv").exists()
+
+
+def test_a_run_leaves_its_report(tmp_path):
+    done = parity("--size", "tiny", "--dtype", "bf16", "-k", "LayerNorm", "--report", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "emulated" in done.stdout and "G0 contract" in done.stdout and "0 FAIL" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "out/parity.csv").open()))
+    assert {row["dtype"] for row in rows} == {"fp64", "bf16"} and all(
+        float(row["local_port"]) < 0.01 for row in rows
+    )
+    results = json.loads((tmp_path / "out/parity.json").read_text())["results"]
+    assert len(results) == len({(r["case"], r["dtype"], r["form"]) for r in results}) > 0
+    assert "| case |" in (tmp_path / "out/parity.md").read_text()
+    names = [item.get("name") for item in xml.parse(tmp_path / "out/junit.xml").iter("property")]
+    assert "worst_local" in names
+
+
+def test_a_checkpoint_is_judged_from_its_own_weights(tmp_path):
+    words = [
+        "--checkpoint",
+        GOLDEN / "latte_class.pt",
+        "--set",
+        "num_heads=2",
+        "--dtype",
+        "fp32",
+        "--report",
+        tmp_path,
+    ]
+    done = parity(*words)
+    assert done.returncode == 0, done.stdout
+    assert "latte.Latte-file, 72 taps" in done.stdout
+
+
+def test_a_failure_is_short_and_repeatable(tmp_path):
+    """A checkpoint with one NaN: the message has at most 15 lines and ends in a command that fails the same way."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from converters import load
+
+    source = load(GOLDEN / "latte_class.pt", overrides={"num_heads": 2})
+    tensors = {name: np.array(value) for name, value in source.tensors.items()}
+    tensors["blocks.1.mlp.fc1.bias"][3] = np.inf
+    metadata = {"format": "pt", "model": source.model, "config": json.dumps(source.config), "layout": "ours"}
+    save_file(tensors, tmp_path / "broken.safetensors", metadata)
+    words = ["--checkpoint", tmp_path / "broken.safetensors", "--dtype", "fp32", "--report", tmp_path / "out"]
+    done = parity(*words)
+    assert done.returncode == 1, done.stdout
+    command = next(line for line in done.stdout.splitlines() if "reproduce: " in line).partition(
+        "reproduce: "
+    )[2]
+    assert "--checkpoint" in command and "test_semantics[fp64-CPU-latte.Latte-file]" in command
