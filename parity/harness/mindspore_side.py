@@ -89,10 +89,12 @@ class MindSporeSide(Side):
         return str(value.dtype).lower()
 
     def modules(self):
-        # Containers are never called; a recomputed cell holds MindSpore's own wrapper of itself.
-        skipped = ("CellList", "CellDict", "_RecomputeCell")
+        # Containers are never called; a recomputed cell holds MindSpore's own wrappers of itself.
         return [
-            (name, cell) for name, cell in self.root.cells_and_names() if type(cell).__name__ not in skipped
+            (name, cell)
+            for name, cell in self.root.cells_and_names()
+            if type(cell).__name__ not in ("CellList", "CellDict")
+            and type(cell).__module__ != "mindspore.common.recompute"
         ]
 
     def parameters(self):
