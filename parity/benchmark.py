@@ -146,18 +146,22 @@ def measure(sides: dict[str, Worker], case: Case, repeat: int, loops: int = 1) -
 
 
 def tracing(sides: dict[str, Worker], net: Case) -> None:
-    """What tapping every module costs, on a shallow net of full width."""
+    """What tracing costs, on a shallow net of full width: stage by stage into files, as nets of this size are traced,
+    and with every module tapped, as tiny and thin nets are."""
     depth = {"depth": 4} if net.net == "Latte" else {"num_layers": 2}
     case = replace(net, init={**net.init, **depth}, name="shallow")
     inputs = _prepare(sides, case)
-    for name, worker in sides.items():
-        ratios = []
-        for _ in range(4):
-            plain = worker("clock", inputs=inputs, method="")
-            ratios.append(worker("clock", inputs=inputs, method="", tapped=True) / plain)
-        print(
-            f"{f'tracing every module over a plain forward, {name}':<64} {statistics.median(ratios[1:]):>6.2f}"
-        )
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        for taps in ("stages", "all"):
+            for name, worker in sides.items():
+                worker("set_spill", folder=folder if taps == "stages" else None)
+                ratios = []
+                for _ in range(6):
+                    plain = worker("clock", inputs=inputs, method="")
+                    ratios.append(worker("clock", inputs=inputs, method="", taps=taps) / plain)
+                row = f"tracing {taps} over a plain forward, {name}"
+                print(f"{row:<64} {statistics.median(ratios[1:]):>6.2f}", flush=True)
+    for worker in sides.values():
         worker("close")
 
 

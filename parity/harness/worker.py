@@ -202,20 +202,22 @@ class Side:
             answers.append(self._results(out)[0])
         return answers
 
-    def clock(self, inputs: dict[str, Any], method: str, tapped: bool = False, loops: int = 1) -> float:
+    def clock(self, inputs: dict[str, Any], method: str, taps: str = "", loops: int = 1) -> float:
         """Seconds of one forward, results complete: the median of `loops`, after one that warms the caches if
         loops > 1.
 
-        tapped: traced as the harness traces the port, every result copied out and kept.
+        taps: "" for a plain forward, "all" or "stages" as the harness traces a port, results copied out and kept.
         """
         decoded, times = self.decode(inputs), []
         for _ in range(loops + (loops > 1)):
             began = time.perf_counter()
-            if tapped:
-                self.trace(inputs, method, keep_inputs=False, stages=False)
+            if taps:
+                records = self.trace(inputs, method, keep_inputs=False, stages=taps == "stages")
             else:
                 self.finish(self.call(self.root, method, decoded))
             times.append(time.perf_counter() - began)
+            if taps:
+                trace.discard(*(value for record in records.values() for value in record.outputs))
         return statistics.median(times[-loops:])
 
     def peak_memory(self) -> int:

@@ -33,6 +33,19 @@ def test_every_mutant_is_killed_by_its_declared_gates(session, name, dtype):
     assert declared, word
 
 
+def test_the_effective_precision_is_measured(session):
+    assert session.pool.get("mindspore", "CPU", "fp32").environment["effective float32 matmul"] == "24 bits"
+
+
+def test_a_result_on_another_device_is_caught():
+    from ms_latte.device import DeviceError
+    from parity.harness.mindspore_side import require_device
+
+    require_device("Ascend:0", "Ascend")
+    with pytest.raises(DeviceError, match="fell back silently"):
+        require_device("CPU", "Ascend")
+
+
 def test_every_gate_kills_something():
     killing = {
         gate for mutant in MUTANTS.values() for gates in mutant.expected.values() for gate in gates.split()
