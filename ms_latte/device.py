@@ -35,6 +35,7 @@ BY_DEVICE = {
 }
 
 _selected = dict(BY_DEVICE["CPU"])
+_device = "CPU"
 
 
 class DeviceError(RuntimeError):
@@ -107,6 +108,8 @@ def select(device_target="Ascend", device_id=None):
             f"asked for {device_target}, MindSpore runs on {actual} (it falls back silently); "
             "remedy: select the device first in a fresh process"
         )
+    global _device
+    _device = device_target
     _selected.update(BY_DEVICE[device_target])
     import numpy
 
@@ -144,6 +147,18 @@ def _force_ascend_precision(ms):
     if wrong or settings["deterministic"] != "ON":
         raise DeviceError(f"precision settings read back as {settings}, asked for {wanted} and determinism")
     return settings
+
+
+def require_selected():
+    """Raise DeviceError if MindSpore runs on another device than the formulations were selected for."""
+    import mindspore as ms
+
+    actual = ms.get_context("device_target")
+    if actual != _device:
+        raise DeviceError(
+            f"MindSpore runs on {actual}, the formulations are those of {_device}. "
+            f'Remedy: ms_latte.device.select("{actual}") before building a model, instead of mindspore.set_device'
+        )
 
 
 def formulation(operation):

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import initializer
 
-from ms_latte.device import formulation
+from ms_latte.device import formulation, require_selected
 from ms_latte.models.constants import constant
 from ms_latte.models.precision import Precision
 
@@ -427,4 +427,5 @@ def _cached_run_index(rows, times):
 
 
 def _zeros(shape, precision):
+    require_selected()
     return ms.Parameter(initializer("zeros", shape, precision.dtype))

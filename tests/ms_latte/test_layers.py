@@ -256,3 +256,9 @@ def test_heads_are_split_the_same_way_in_every_formulation(attend):
             assert np.array_equal(np.stack([part.asnumpy() for part in parts]), expected)
             merged = layers.merge_heads(parts[1], layout, 4).asnumpy()
             assert np.array_equal(merged, x.reshape(30, 2, 24)[:, 1])
+
+
+def test_formulations_of_another_device_are_refused(monkeypatch):
+    monkeypatch.setattr(device, "_device", "Ascend")
+    with pytest.raises(device.DeviceError, match=r'Remedy: ms_latte\.device\.select\("CPU"\)'):
+        layers.Linear(3, 4)
