@@ -338,9 +338,7 @@ def _attribute(taps: list[TapResult], bad_ends: list[TapResult]) -> None:
             tap.reason = f"its parts agree, their combination does not: {tap.reason}"
     culprits = [tap for tap in taps if tap.verdict in ("FAIL local", "FAIL glue")]
     place = {id(tap): i for i, tap in enumerate(taps)}
-    first = (
-        None  # the first wrong result that no culprit explains: parts right on their own input, wrongly wired
-    )
+    first = None  # the first wrong result that no culprit explains
     for tap in bad_ends:
         causes = [c for c in culprits if place[id(c)] < place[id(tap)] or _inside(tap.tap, c.tap)]
         cause = causes[0] if causes else first
@@ -351,11 +349,10 @@ def _attribute(taps: list[TapResult], bad_ends: list[TapResult]) -> None:
     unexplained = [tap for tap in bad_ends if tap.verdict == "FAIL end"]
     if len(unexplained) > 1 and unexplained[-1].level == "net":
         # The fault lies between the layers, in the net: blame its end and name the first layer that shows it.
-        unexplained[0].verdict = "inherited"
-        unexplained[
-            -1
-        ].reason += (
-            f"; every layer is right on its own input, the first wrong result is that of {unexplained[0].tap}"
+        shows, net = unexplained[0], unexplained[-1]
+        shows.verdict = "inherited"
+        net.reason += (
+            f"; every layer is right on its own input, the first wrong result is that of {shows.tap}"
         )
     for tap in culprits[:1]:
         shown = [end for end in bad_ends if _inside(end.tap, tap.tap)]

@@ -55,7 +55,7 @@ class Session:
 def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: str = "") -> CaseResult:
     """Judge one case. dtype "fp64" is gate G1 (always on the CPU), the others G2 on the session's device.
 
-    Raises WorkerError if a framework cannot build or run the case at all.
+    A case that a framework cannot build or run fails its check "runs". Raises WorkerError if a worker cannot start.
     """
     began = time.perf_counter()
     device = "CPU" if dtype == "fp64" else session.device
@@ -66,15 +66,17 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
     control = truth if dtype == "fp64" else session.pool.get("torch", "CPU", dtype)
     port = session.pool.get("mindspore", device, dtype)
     workers = list(dict.fromkeys((truth, control, port)))
-    lazy = case.taps == "stages"
-    memory = PeakMemory(session.pool.pids()) if lazy else None
+    stages = case.taps == "stages"
+    memory = PeakMemory(session.pool.pids()) if stages else None
     for worker in workers:
-        worker("set_spill", folder=session.spill if lazy else None)
+        worker("set_spill", folder=session.spill if stages else None)
     try:
         shapes = {}
         for worker in workers:
             side = "mindspore" if worker is port else "torch"
-            extra = dict(form=form, mutant=mutant) if worker is port else dict(lazy=lazy and worker is truth)
+            extra = (
+                dict(form=form, mutant=mutant) if worker is port else dict(lazy=stages and worker is truth)
+            )
             shapes[worker] = worker("build", case=case, rounding=session.rounding(side), **extra)
         _load(session, case, dtype, (truth, control, port), shapes, result)
         _contract_of_layers(control, port, result)
@@ -83,7 +85,6 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
         result.contract.append(
             Check("inputs", not constant, f"constant, could hide a bug: {', '.join(constant)}")
         )
-        stages = case.taps == "stages"
         reference = control("trace", inputs=inputs, method=case.method, keep_inputs=True, stages=stages)
         answer = port("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
         ends = reference
