@@ -20,4 +20,10 @@ class ConversionError(ValueError):
 
     def one_line(self) -> str:
         """The message for a command line: a report of several lines is joined into one."""
-        return " | ".join(line.strip() for line in str(self).splitlines() if line.strip())
+        return printable(" | ".join(line.strip() for line in str(self).split("\n") if line.strip()))
+
+
+def printable(line: str, limit: int = 20_000) -> str:
+    """The line without control characters, and not endless: names come from files that nobody trusts."""
+    line = line if len(line) <= limit else f"{line[:limit]} ..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

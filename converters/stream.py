@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers and writers: tensors pass one by one, memory-mapped, from a published file to a safetensors file.
+"""What flows from a published file to a target: tensors that are not read yet, in parts, hashed as they pass.
 
-A reader returns name -> `TensorEntry`; nothing but headers is read until `entry.read()` is called.
+A reader returns name -> `TensorEntry`; nothing but headers is read until an entry is asked for its data.
+A writer takes entries and an `Output`, which hashes what passes and appears under its name when complete.
 dtype words are those of the safetensors format (F32, BF16 ...).
 """
 
+import contextlib
+import ctypes
+import fcntl
 import hashlib
 import json
+import mmap
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -32,16 +39,24 @@ DTYPES = {
     "BOOL": np.dtype("?"),
 }
 FLOATING = ("F64", "F32", "F16", "BF16")
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+PART = 1 << 24  # bytes that are in flight at once
+AGAIN = "the file is damaged or not completely downloaded: fetch it again"
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file, not read yet: `bits()` gives the stored bits, `read()` a native numpy array."""
+    """One tensor, not read yet.
+
+    bits     gives the stored bits, mapped where possible
+    convert  applied to the flat bits, part by part, where they are stored in another dtype
+    release  gives the pages of the mapped file back; only for entries that own their mapping
+    """
 
     dtype: str
     shape: tuple[int, ...]
     bits: Callable[[], np.ndarray]
+    convert: Callable[[np.ndarray], np.ndarray] | None = None
+    release: Callable[[], None] | None = None
 
     @property
     def size(self) -> int:
@@ -51,13 +66,31 @@ class TensorEntry:
     def nbytes(self) -> int:
         return self.size * DTYPES[self.dtype].itemsize
 
+    def stored(self) -> np.ndarray:
+        """The bits in `dtype`, whole."""
+        return self.bits() if self.convert is None else self.convert(self.bits())
+
     def read(self) -> np.ndarray:
         """The values: memory-mapped without a copy where possible, bfloat16 widened (exactly) to float32."""
-        bits = self.bits()
-        return widen_bf16(bits) if self.dtype == "BF16" else bits
+        return widen_bf16(self.stored()) if self.dtype == "BF16" else self.stored()
+
+    def parts(self, limit: int = PART) -> Iterator[memoryview]:
+        """The bytes as they stand in a file, contiguous and little-endian, in parts of at most about `limit`."""
+        bits = np.ascontiguousarray(self.bits())
+        assert bits.shape == (self.shape or (1,)), (bits.shape, self.shape)  # a scalar becomes (1,)
+        flat, step = bits.reshape(-1), max(limit // bits.itemsize, 1)
+        for first in range(0, flat.size, step):
+            part = flat[first : first + step]
+            part = part if self.convert is None else self.convert(part)
+            yield memoryview(np.ascontiguousarray(part, DTYPES[self.dtype]).view(np.uint8))
 
 
 Entries = Mapping[str, TensorEntry]
+Progress = Callable[[int], None]  # bytes written since the last call
+
+
+def silent(count: int) -> None:
+    """Progress that nobody watches."""
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -67,75 +100,24 @@ def map_file(path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, mode="c").view(np.ndarray)
 
 
-# ------------------------------------------------------------------------------------------------- reading
+def releaser(data: np.ndarray) -> Callable[[], None]:
+    """A function that gives the pages of a slice of `map_file` back to the system.
 
+    They come from the file again when touched, so this may only be used by whoever maps a file to copy it:
+    changes made in memory are lost.
+    """
 
-def read_safetensors(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Entries and metadata of a `.safetensors` file; every offset is checked against the file's size."""
-    data = map_file(path)
-    again = "the file is damaged or not completely downloaded: fetch it again"
-    length = int.from_bytes(data[:8].tobytes(), "little")
-    if len(data) < 8 or length > min(MAX_HEADER, len(data) - 8):
-        raise ConversionError(
-            f"{path} is truncated",
-            got=f"{len(data)} bytes",
-            expected=f"a header of {length} bytes",
-            remedy=again,
-        )
-    header = parse_json(data[8 : 8 + length].tobytes(), f"the header of {path}")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ConversionError(
-            f"{path}: bad metadata", got=metadata, expected="a map of words to words", remedy=again
-        )
-    body = data[8 + length :]
+    def release() -> None:
+        base = data
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if not isinstance(base, mmap.mmap) or not data.size:
+            return
+        start = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+        first = start - start % mmap.PAGESIZE
+        base.madvise(mmap.MADV_DONTNEED, first, start + data.nbytes - first)
 
-    entries, end = {}, 0
-    for name, (dtype, shape, first, last) in sorted(
-        _spans(header, path).items(), key=lambda item: item[1][2:]
-    ):
-        expected = prod(shape) * DTYPES[dtype].itemsize
-        if first != end or last - first != expected:
-            raise ConversionError(
-                f"{path}: tensor {name} has wrong offsets",
-                got=f"bytes {first} to {last}",
-                expected=f"{end} to {end + expected}",
-                remedy=again,
-            )
-        end = last
-        entries[name] = TensorEntry(dtype, shape, _viewer(body, dtype, shape, first, last))
-    if end != len(body):
-        problem = "is truncated" if end > len(body) else "has bytes that belong to no tensor"
-        raise ConversionError(
-            f"{path} {problem}", got=f"{len(body)} bytes of data", expected=f"{end} bytes", remedy=again
-        )
-    return {name: entries[name] for name in header}, metadata
-
-
-def _spans(header: dict, path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """name -> (dtype, shape, first byte, last byte), from a header that nobody has checked yet."""
-    spans = {}
-    for name, info in header.items():
-        try:
-            dtype, shape, (first, last) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
-        except (TypeError, KeyError, ValueError):
-            raise ConversionError(
-                f"{path}: bad header entry for {name}", got=info, expected="dtype, shape and data_offsets"
-            ) from None
-        if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
-            raise ConversionError(
-                f"{path}: bad numbers for {name}", got=info, expected="non-negative integers"
-            )
-        if dtype not in DTYPES:
-            raise ConversionError(
-                f"{path}: dtype of {name} is not supported", got=dtype, expected=", ".join(DTYPES)
-            )
-        spans[name] = dtype, shape, first, last
-    return spans
-
-
-def _viewer(body: np.ndarray, dtype: str, shape: tuple[int, ...], first: int, last: int) -> Callable:
-    return lambda: body[first:last].view(DTYPES[dtype]).reshape(shape)
+    return release
 
 
 def parse_json(text: bytes, what: str) -> dict:
@@ -151,19 +133,28 @@ def parse_json(text: bytes, what: str) -> dict:
 
     try:
         parsed = json.loads(text, object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConversionError):
+            raise
         raise ConversionError(f"{what} is not valid JSON", got=error, remedy="fetch the file again") from None
     if not isinstance(parsed, dict):
         raise ConversionError(f"{what} is wrong", got=type(parsed).__name__, expected="a JSON object")
     return parsed
 
 
-def widen_bf16(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bits (uint16) -> float32, exact: bfloat16 is the upper half of a float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def names_of(entries: Iterable[str], limit: int = 5) -> str:
+    """A few names for an error message."""
+    names = list(entries)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more
 
 
 # ------------------------------------------------------------------------------------------------- casting
+
+
+def widen_bf16(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 bits (uint16) -> float32, exact: bfloat16 is the upper half of a float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def cast(name: str, entry: TensorEntry, dtype: str) -> TensorEntry:
@@ -174,20 +165,21 @@ def cast(name: str, entry: TensorEntry, dtype: str) -> TensorEntry:
     if entry.dtype == dtype or entry.dtype not in FLOATING:
         return entry
 
-    def bits() -> np.ndarray:
-        values = entry.read()
+    def convert(bits: np.ndarray) -> np.ndarray:
+        bits = bits if entry.convert is None else entry.convert(bits)
+        values = widen_bf16(bits) if entry.dtype == "BF16" else bits
         with np.errstate(over="ignore", invalid="ignore"):
             stored = _round_to_bf16(values) if dtype == "BF16" else values.astype(DTYPES[dtype])
         result = widen_bf16(stored) if dtype == "BF16" else stored
         if np.any(np.isinf(result) & np.isfinite(values)):
             raise ConversionError(
                 f"{name} does not fit {dtype}",
-                got=f"a largest absolute value of {np.abs(values[np.isfinite(values)]).max():g}",
+                got=f"a value of {np.abs(values[np.isfinite(values)]).max():g}",
                 remedy="choose --dtype bf16, fp32 or keep",
             )
         return stored
 
-    return TensorEntry(dtype, entry.shape, bits)
+    return TensorEntry(dtype, entry.shape, entry.bits, convert, entry.release)
 
 
 def _round_to_bf16(values: np.ndarray) -> np.ndarray:
@@ -198,62 +190,24 @@ def _round_to_bf16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(single), (bits >> 16) | 0x0040, rounded).astype(np.uint16)
 
 
-# ------------------------------------------------------------------------------------------------- writing
-
-
-def write_safetensors(
-    path: Path,
-    entries: Entries,
-    metadata: Mapping[str, str],
-    progress: Callable[[int], None] = lambda done: None,
-) -> str:
-    """Write tensor by tensor to a temporary file beside `path`, then rename it; returns the content hash.
-
-    Until the last step an existing `path` is untouched, and after a failure no temporary file is left.
-    The metadata always says {"format": "pt"}: the other libraries refuse anything else.
-    """
-    # Widest dtype first keeps every tensor aligned, as the safetensors library does.
-    order = sorted(entries, key=lambda name: -DTYPES[entries[name].dtype].itemsize)
-    header, end = {"__metadata__": {"format": "pt", **metadata}}, 0
-    for name in order:
-        entry = entries[name]
-        span = [end, end + entry.nbytes]
-        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": span}
-        end = span[1]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-
-    digests = {}
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            done = 0
-            for name in order:
-                stored = _stored(entries[name])
-                file.write(stored)
-                digests[name] = hashlib.sha256(stored).digest()
-                done += len(stored)
-                progress(done)
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes files private
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return _combine(entries, digests)
+# ------------------------------------------------------------------------------------------------- hashing
 
 
 def content_hash(entries: Entries) -> str:
     """sha256 over names, dtypes, shapes and bytes; order and container do not matter."""
-    return _combine(
-        entries, {name: hashlib.sha256(_stored(entry)).digest() for name, entry in entries.items()}
-    )
+    digests = {}
+    for name, entry in entries.items():
+        digest = hashlib.sha256()
+        for part in entry.parts():
+            digest.update(part)
+        digests[name] = digest.digest()
+        if entry.release:
+            entry.release()
+    return combine(entries, digests)
 
 
-def _combine(entries: Entries, digests: Mapping[str, bytes]) -> str:
+def combine(entries: Entries, digests: Mapping[str, bytes]) -> str:
+    """The content hash from the hash of each tensor's bytes."""
     total = hashlib.sha256()
     for name in sorted(entries):
         line = json.dumps([name, entries[name].dtype, list(entries[name].shape), digests[name].hex()])
@@ -261,11 +215,133 @@ def _combine(entries: Entries, digests: Mapping[str, bytes]) -> str:
     return total.hexdigest()
 
 
-def _stored(entry: TensorEntry) -> memoryview:
-    """The tensor's bytes as they stand in a safetensors file: contiguous, little-endian."""
-    bits = np.ascontiguousarray(entry.bits(), DTYPES[entry.dtype])
-    assert bits.shape == (entry.shape or (1,)), (bits.shape, entry.shape)  # a scalar becomes (1,)
-    return memoryview(bits.reshape(-1).view(np.uint8))
+# ------------------------------------------------------------------------------------------------- writing
+
+
+class Output:
+    """A file that is being written: plain bytes by `write`, tensors by `tensor`, which hashes while it writes."""
+
+    def __init__(self, file, progress: Progress = silent):
+        self.file, self.progress = file, progress
+        self.digests: dict[str, bytes] = {}
+        self.hasher = ThreadPoolExecutor(
+            1
+        )  # hashing and writing leave the interpreter: they run side by side
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
+
+    def tensor(
+        self,
+        name: str,
+        entry: TensorEntry,
+        also: Callable[[memoryview], None] | None = None,
+        write: Callable[[memoryview], None] | None = None,
+    ) -> None:
+        """Write the tensor's bytes part by part.
+
+        `also` sees every part (a checksum); `write` writes it in our place (with headers in between).
+        """
+        digest = hashlib.sha256()
+        pending = None
+        for part in entry.parts():
+            if pending:
+                pending.result()
+            pending = self.hasher.submit(digest.update, part)
+            if also:
+                also(part)
+            (write or self.file.write)(part)
+            self.progress(len(part))
+        if pending:
+            pending.result()
+        self.digests[name] = digest.digest()
+        if entry.release:
+            entry.release()
+
+
+@contextlib.contextmanager
+def writing(path: Path, progress: Progress = silent) -> Iterator[Output]:
+    """Open an `Output` that takes the place of `path` on success, and leaves nothing behind on failure.
+
+    The file has no name while it grows (where the file system can do that), so that not even a killed process
+    leaves a part of it; until the last step an existing `path` is untouched.
+    """
+    temporary = Path(tempfile.mktemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        handle, named = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), False
+    except (OSError, AttributeError):
+        handle, named = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666), True
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            output = Output(file, progress)
+            try:
+                yield output
+            finally:
+                output.hasher.shutdown()
+            file.flush()
+            os.fsync(file.fileno())
+            if not named:
+                # With a folder to start from, linkat follows the link; the path is absolute, so any will do.
+                os.link(
+                    f"/proc/self/fd/{file.fileno()}",
+                    temporary,
+                    src_dir_fd=file.fileno(),
+                    follow_symlinks=True,
+                )
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the name `path` on success; nothing is left behind on failure.
+
+    An older folder of that name stays whole until then. What a killed process left beside `path` is removed by
+    the next call.
+    """
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            _remove_unless_locked(stale)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
+        yield temporary
+        sync_folder(temporary)
+        if path.is_dir():
+            _exchange(temporary, path)
+        else:
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # the unfinished or the older folder
+        os.close(lock)
+    sync_folder(path.parent)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two folders, in one step where the system can do that, so that `b` always exists."""
+    at_here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename and rename(at_here, os.fsencode(a), at_here, os.fsencode(b), exchange) == 0:
+        return
+    aside = a.with_name(f"{a.name}.old")
+    os.rename(b, aside)
+    os.rename(a, b)
+    os.rename(aside, a)
+
+
+def _remove_unless_locked(folder: Path) -> None:
+    """Remove a leftover folder, unless a living process is filling it."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
 
 
 def _umask() -> int:
@@ -274,17 +350,10 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
+def sync_folder(folder: Path) -> None:
+    """Make renames in it survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def names_of(entries: Iterable[str], limit: int = 5) -> str:
-    """A few names for an error message."""
-    names = list(entries)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(str, names[:limit])) + more

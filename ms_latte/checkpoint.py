@@ -3,7 +3,7 @@
 
 from ms_latte.checkpoint import load, save
 model = load("skytimelapse.pt")              # builds the Latte or LatteT2V that the file describes
-save(model, "skytimelapse.safetensors")      # weights and configuration in one file, bit for bit
+save(model, "skytimelapse.safetensors")      # weights bit for bit, the configuration inside and beside them
 """
 
 import difflib
@@ -15,8 +15,9 @@ import mindspore as ms
 import numpy as np
 
 import converters
-from converters.layouts import OURS
-from converters.stream import TensorEntry, write_safetensors
+from converters.containers.target import FILES, check_replaceable, parse_size, write_target
+from converters.layouts import FAMILIES, OURS
+from converters.stream import TensorEntry
 from ms_latte.models.latte import Latte
 from ms_latte.models.latte_t2v import LatteT2V
 from ms_latte.models.precision import Precision
@@ -37,13 +38,14 @@ class CheckpointError(ValueError):
     """A file and a model that do not fit; the message lists everything that differs, and a remedy."""
 
 
-def load(path, model=None, which="ema", precision=None, overrides=None, layout=None):
+def load(path, model=None, which="ema", precision=None, overrides=None, layout=None, expected=None):
     """A model in evaluation mode with the weights of `path`: a published checkpoint or a file of `save`.
 
-    path: .pt .pth .bin .safetensors, sharded index or diffusers folder. model: a Latte or LatteT2V to fill
+    path: .pt .pth .bin .safetensors .ckpt, sharded index or diffusers folder. model: a Latte or LatteT2V to fill
     instead of building one. which: "ema" (or what there is), "model" or "state_dict". precision: of the model
     to build, Precision() by default. overrides: constructor arguments that win over those found. layout: name
-    of the published layout where names fit several. The weights stay in the mapped file until they are
+    of the published layout where names fit several. expected: "Latte" or "LatteT2V" where only that will do. The
+    weights stay in the mapped file until they are
     changed. Raises CheckpointError if file and model differ in names, shapes or configuration, and
     converters.ConversionError for a file that cannot be read.
     """
@@ -54,6 +56,10 @@ def load(path, model=None, which="ema", precision=None, overrides=None, layout=N
         )
     if model is None:
         checkpoint = converters.load(path, which, layout, overrides)
+        if expected not in (None, checkpoint.model):
+            raise CheckpointError(
+                f"{path} holds a {checkpoint.model}, expected a {expected}; remedy: {checkpoint.model}.from_pretrained"
+            )
         model = MODELS[checkpoint.model](**checkpoint.config, precision=precision or Precision())
         conflicts = []
     else:
@@ -74,24 +80,30 @@ def load_arrays(model, tensors, precision=None):
     return _fill(model, tensors, shapes, "the given arrays", [], precision)
 
 
-def save(model, path):
-    """Write weights and configuration of a Latte or LatteT2V to one .safetensors file; returns its content hash.
+def save(model, path, max_shard_size=None, folder=False):
+    """Write weights and configuration of a Latte or LatteT2V; returns the content hash of the weights.
 
-    Every parameter is stored in its own type, bit for bit. The file appears under `path` when it is complete;
-    until then an older file there is untouched. Raises CheckpointError for a wrong path or a model that the
-    format cannot describe.
+    path: a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder (a name without an ending, or folder=True).
+    Every parameter is stored in its own type, bit for bit. max_shard_size: "5GB", "500MB" or bytes, in a folder.
+    The target appears under `path` when it is complete; until then an older one there is untouched. Raises
+    CheckpointError for a wrong path or a model that the format cannot describe.
     """
     path, kind = Path(path), _kind(model)
-    if path.suffix != ".safetensors":
+    if not folder and path.suffix not in ("", *FILES):
         raise CheckpointError(
-            f"cannot write {path.name}: got ending {path.suffix!r}, expected .safetensors; "
-            f"remedy: {path.with_suffix('.safetensors').name}"
+            f"cannot write {path.name}: got ending {path.suffix!r}, expected {', '.join(FILES)} or none for a "
+            f"folder; remedy: {path.with_suffix('.safetensors').name}"
         )
     if not path.parent.is_dir():
         raise CheckpointError(f"folder {path.parent} does not exist; remedy: mkdir -p {path.parent}")
     entries = {name: _entry(parameter) for name, parameter in model.parameters_and_names()}
-    metadata = {"model": kind, "config": json.dumps(_stored_config(model)), "layout": "ours"}
-    return write_safetensors(path, entries, metadata)
+    config, layout, stem = _stored_config(model), OURS[kind], FAMILIES["latte"].stem
+    metadata = {"model": kind, "config": json.dumps(config), "layout": "ours"}
+    check_replaceable(path, stem)
+    size = parse_size(str(max_shard_size)) if max_shard_size is not None else None
+    return write_target(
+        path, entries, metadata, layout.card(config), {}, stem=stem, shard_size=size, folder=folder
+    )
 
 
 def _kind(model):

@@ -1,55 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published layouts. A new one is a table of rows in this folder and one name in `LAYOUTS`."""
+"""The published layouts. A new one is a table of rows in this folder and one listing in its `LAYOUTS`.
 
-from collections.abc import Collection
+Layouts are grouped in families, one per command: a family's tensors never become another's.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from converters.errors import ConversionError
-from converters.layouts import latte_official, latte_t2v
-from converters.layouts.base import NO_MAP, Layout
+from converters.layouts import latte_official, latte_t2v, t5, vae
+from converters.layouts.base import Layout, Shapes
 from converters.stream import names_of
 
-LAYOUTS = {layout.name: layout for layout in (latte_official.LAYOUT, *latte_t2v.LAYOUTS)}
-
-# Files that this package wrote: our own names, the model and its configuration stand in the metadata.
-OURS = {
-    "Latte": Layout("ours", latte_official.MODEL, latte_official.RULES, lambda names: False),
-    "LatteT2V": Layout("ours", latte_t2v.MODEL, latte_t2v.OUR_RULES, lambda names: False),
-}
+NO_MAP = (
+    "Latte (adaLN-Zero) has a modulation MLP in every block, LatteT2V (adaLN-single) shares one: "
+    "no lossless map exists between them"
+)
 
 
-def choose(
-    names: Collection[str], wanted: str | None, class_name: str | None, scale_is_given: bool
-) -> Layout:
-    """The layout of a published file: the wanted one, or the only one that its names (and config.json) admit.
+@dataclass(frozen=True)
+class Family:
+    """Models that one command converts.
 
-    class_name      `_class_name` of a config.json: only diffusers itself writes LatteTransformer3DModel
-    scale_is_given  temporal_interpolation_scale is known, so official-t2v and open-sora-plan no longer differ
-    Raises ConversionError for an unknown name, the wrong model, no candidate or several.
+    layouts  name -> published layout
+    ours     class name -> our own layout
+    stem     what the files in a folder are called
     """
-    found = [layout for layout in LAYOUTS.values() if layout.detect(names)]
+
+    name: str
+    command: str
+    layouts: Mapping[str, Layout]
+    ours: Mapping[str, Layout]
+    stem: str
+
+    def named(self, name: str, model: str | None = None) -> Layout:
+        """The layout of this name; "ours" needs to know the model. Raises ConversionError."""
+        if name == "ours" and model in self.ours:
+            return self.ours[model]
+        if name not in self.layouts:
+            elsewhere = next((f for f in FAMILIES.values() if name in f.layouts), None)
+            raise ConversionError(
+                f"unknown layout {name!r}",
+                expected=" or ".join([*self.layouts, "ours"]),
+                remedy=f"{name} is for converters/{elsewhere.command}" if elsewhere else None,
+            )
+        return self.layouts[name]
+
+
+def _family(name: str, module: object, *modules: object, stem: str = "diffusion_pytorch_model") -> Family:
+    layouts = [layout for part in (module, *modules) for layout in part.LAYOUTS]
+    ours = [layout for part in (module, *modules) for layout in part.OURS]
+    return Family(
+        name,
+        f"{name}_converter.py",
+        {layout.name: layout for layout in layouts},
+        {layout.model.name: layout for layout in ours},
+        stem,
+    )
+
+
+FAMILIES = {
+    "latte": _family("latte", latte_official, latte_t2v),
+    "vae": _family("vae", vae),
+    "t5": _family("t5", t5, stem="model"),
+}
+# Files that this package wrote: our own names, the model and its configuration stand in the metadata.
+OURS = {name: layout for family in FAMILIES.values() for name, layout in family.ours.items()}
+
+
+def candidates(shapes: Shapes, families: Collection[str] = tuple(FAMILIES)) -> list[tuple[Family, Layout]]:
+    """Every layout that the names and shapes admit."""
+    return [
+        (FAMILIES[name], layout)
+        for name in families
+        for layout in FAMILIES[name].layouts.values()
+        if layout.detect(shapes)
+    ]
+
+
+def choose(shapes: Shapes, wanted: str | None, side: Mapping[str, object], family: str) -> Layout:
+    """The layout of a published file: the wanted one, or the only one that its names, shapes and config admit.
+
+    wanted  name from the user, or None
+    side    what configuration files and the user say: layouts that then do not differ are as good as one
+    Raises ConversionError for an unknown name, another family's file, the wrong model, no candidate or several.
+    """
+    mine = FAMILIES[family]
+    found = [layout for _, layout in candidates(shapes, [family])]
     if wanted is not None:
-        if wanted not in LAYOUTS:
-            raise ConversionError(f"unknown layout {wanted!r}", expected=" or ".join([*LAYOUTS, "ours"]))
-        layout = LAYOUTS[wanted]
+        layout = mine.named(wanted)
         if found and all(other.model.name != layout.model.name for other in found):
             raise ConversionError(
-                f"the file holds a {found[0].model.name}, {wanted!r} is for {layout.model.name}: {NO_MAP}",
+                f"the file holds a {found[0].model.name}, {wanted!r} is for {layout.model.name}"
+                + (f": {NO_MAP}" if family == "latte" else ""),
                 remedy=f"leave --from out, or use --from {found[0].name}",
             )
         return layout
     if not found:
+        others = candidates(shapes, [name for name in FAMILIES if name != family])
         raise ConversionError(
-            "no known layout has these names",
-            got=names_of(names),
-            expected=" or ".join(LAYOUTS),
-            remedy="check that this is the transformer of a Latte model; --from LAYOUT lists what differs",
+            "no known layout has these names"
+            if not others
+            else f"this is a {others[0][1].model.name} in layout {others[0][1].name!r}, not for this command",
+            got=names_of(shapes),
+            expected=" or ".join(mine.layouts),
+            remedy=f"converters/{others[0][0].command}"
+            if others
+            else f"check that this is a {' or '.join(mine.ours)}; --from LAYOUT lists what differs",
         )
-    if class_name == "LatteTransformer3DModel" and found[0].model.name == "LatteT2V":
-        return LAYOUTS["diffusers"]
-    if len(found) > 1 and not scale_is_given:
+    if side.get("_class_name") == "LatteTransformer3DModel":  # only diffusers writes that
+        found = [layout for layout in found if layout.name.startswith("diffusers")] or found
+    else:
+        found = [layout for layout in found if layout.name != "diffusers-0.24"] or found
+    if len(found) > 1 and (differing := _differing(found, side)):
         raise ConversionError(
-            f"the file can be {' or '.join(layout.name for layout in found)}: the tensors are alike, but the "
-            "temporal positions differ (temporal_interpolation_scale)",
+            f"the file can be {' or '.join(layout.name for layout in found)}: the tensors are alike, but "
+            f"{' and '.join(differing)} differs ({'; '.join(f'{la.name}: {la.evidence}' for la in found)})",
             remedy=" or ".join(f"--from {layout.name}" for layout in found),
         )
     return found[0]
+
+
+def _differing(found: list[Layout], side: Mapping[str, object]) -> list[str]:
+    """Arguments in which layouts with the same tensors differ, as far as nobody settled them."""
+    fixed = [layout.defaults({**side}) for layout in found]
+    keys = {key for each in fixed for key in each} - side.keys()
+    return sorted(key for key in keys if any(each.get(key) != fixed[0].get(key) for each in fixed))

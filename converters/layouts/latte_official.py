@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Official Latte `.pt` (Vchitect/Latte): our names are the official ones, every row maps to itself.
+"""Latte: the official `.pt` (Vchitect/Latte), whose names are ours, mindone's spellings, and DiT as a start.
 
 Symbols: D width, C latent channels, p patch, T tokens per frame, F frames, M MLP width, K label rows,
 O output channels (2C with learned sigma), i block. Even blocks are spatial, odd ones temporal.
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from converters.errors import ConversionError
-from converters.layouts.base import Config, Layout, Model, linear, same
+from converters.layouts.base import Change, Config, Layout, Model, Rule, Shapes, linear, rename, same
+from converters.layouts.tables import sincos_1d
 
 CLIP_TEXT = 77 * 768  # the flattened CLIP output, input of text_embedding_projection
 PUBLISHED_HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # XL, L, B, S
+FRAMES, PATCH = "temp_embed", "x_embedder.proj.weight"
+LABELS, OLD_LABELS = (f"y_embedder.embedding_table.{name}" for name in ("weight", "embedding_table"))
 EXTRAS = {1: "none", 2: "class", 78: "text"}  # the originals' numbers for `condition`
 
 RULES = (
@@ -135,6 +141,7 @@ MODEL = Model(
         "num_classes": "count",
         "learn_sigma": "flag",
         "condition": "none|class|text",
+        "pixel_order": "blocks|strided",
     },
     ignored={"attention_mode": ()},
     aliases=_aliases,
@@ -155,9 +162,119 @@ MODEL = Model(
     validate=_validate,
 )
 
-LAYOUT = Layout(
-    name="official-latte",
-    model=MODEL,
-    rules=RULES,
-    detect=lambda names: any(name.startswith(("x_embedder.", "blocks.0.attn.qkv.")) for name in names),
+
+def _is_latte(shapes: Shapes) -> bool:
+    return any(name.startswith(("x_embedder.", "blocks.0.attn.qkv.")) for name in shapes)
+
+
+def _is_linear(shapes: Shapes) -> bool:
+    return _is_latte(shapes) and len(shapes.get(PATCH, ())) == 2
+
+
+def _labels(config: Config) -> np.ndarray:
+    """A fresh label table, as the original's constructor draws it: normal, 0.02."""
+    shape = (config["num_classes"] + 1, config["hidden_size"])
+    return np.random.default_rng(0).normal(0.0, 0.02, shape)
+
+
+def _frames(config: Config) -> np.ndarray:
+    return sincos_1d(config["hidden_size"], np.arange(config["num_frames"]))[None]
+
+
+def _in_blocks(config: Config) -> Config:
+    return {"pixel_order": "blocks"}
+
+
+def _strided(config: Config) -> Config:
+    return {"pixel_order": "strided"}
+
+
+# Columns of a linear patch embedder run over (row, column, channel) of a patch.
+LINEAR_PATCH = Change(
+    lambda bits, dims: bits.reshape(len(bits), dims["p"], dims["p"], -1).transpose(0, 3, 1, 2),
+    lambda bits, dims: bits.transpose(0, 2, 3, 1).reshape(len(bits), -1),
 )
+LINEAR_RULES = tuple(
+    Rule(PATCH, PATCH, ("D", "C", "p", "p"), their_shape=("D", "p*p*C"), change=LINEAR_PATCH)
+    if rule.theirs == PATCH
+    else rule
+    for rule in RULES
+)
+DIT_RULES = (
+    *(rule for rule in RULES if rule.theirs not in (FRAMES, LABELS)),
+    Rule(
+        FRAMES,
+        FRAMES,
+        ("1", "F", "D"),
+        fill=_frames,
+        why="DiT knows no frames, the sine-cosine table of num_frames takes its place",
+    ),
+    Rule(LABELS, None, drop=True, why="the labels of ImageNet"),
+    Rule(
+        "",
+        LABELS,
+        ("K", "D"),
+        {"condition": "class"},
+        fill=_labels,
+        why="fresh labels, normal with deviation 0.02 and seed 0",
+    ),
+)
+
+LAYOUTS = (
+    Layout(
+        "official-latte",
+        MODEL,
+        RULES,
+        lambda shapes: (
+            _is_latte(shapes) and FRAMES in shapes and not _is_linear(shapes) and OLD_LABELS not in shapes
+        ),
+        evidence=f"{FRAMES} and {PATCH} of 4 axes",
+        defaults=_in_blocks,
+        wrapper="ema",
+    ),
+    Layout(
+        "mindone-latte",
+        MODEL,
+        RULES,
+        lambda shapes: False,
+        evidence="never detected: the names are those of official-latte",
+        defaults=_in_blocks,
+    ),
+    Layout(
+        "mindone-latte-old",
+        MODEL,
+        rename(RULES, (re.escape(LABELS), OLD_LABELS)),
+        lambda shapes: _is_latte(shapes) and OLD_LABELS in shapes and not _is_linear(shapes),
+        evidence=OLD_LABELS,
+        defaults=_in_blocks,
+    ),
+    Layout(
+        "latte-linear",
+        MODEL,
+        LINEAR_RULES,
+        _is_linear,
+        evidence=f"{PATCH} of 2 axes; a patch is a block of pixels",
+        defaults=_in_blocks,
+        assume={"C": 4},
+    ),
+    Layout(
+        "mindone-latte-linear",
+        MODEL,
+        LINEAR_RULES,
+        _is_linear,
+        evidence=f"{PATCH} of 2 axes; a patch holds every (H / p)-th row and (W / p)-th column of pixels",
+        defaults=_strided,
+        assume={"C": 4},
+    ),
+    Layout(
+        "dit-imagenet",
+        MODEL,
+        DIT_RULES,
+        lambda shapes: _is_latte(shapes) and FRAMES not in shapes,
+        evidence=f"no {FRAMES}: weights to start training from",
+        defaults=_in_blocks,
+        presumes={"condition": "none", "num_classes": 1000, "num_frames": 16},
+        initial=True,
+    ),
+)
+OURS = (Layout("ours", MODEL, RULES, lambda shapes: False, defaults=_in_blocks),)

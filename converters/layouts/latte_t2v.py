@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LatteT2V of diffusers (whose names are ours), of Vchitect/Latte and of Open-Sora-Plan v1.0.
+"""LatteT2V of diffusers (whose names are ours), Vchitect/Latte, Open-Sora-Plan v1.0 and v1.1, and mindone.
 
 Symbols: D width, C and O channels in and out, p patch, X cross-attention width, E caption width, P first MLP
-width, i block pair. The three layouts differ in what no tensor shows: the step of the temporal positions.
+width, i block pair. Several layouts differ only in what no tensor shows: the step of the temporal positions.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from converters.errors import ConversionError
-from converters.layouts.base import Config, Layout, Model, Rule, linear, same
+from converters.layouts.base import Config, Layout, Model, Rule, Shapes, linear, rename, same
+from converters.layouts.tables import sincos_1d, sincos_2d
 
-Y_EMBEDDING = "caption_projection.y_embedding"  # (tokens, E): a buffer of older code, unused in its forward
+Y_EMBEDDING = "caption_projection.y_embedding"
+CAPTION_TOKENS = 120  # rows of the published y_embedding
+SCALE = "temporal_interpolation_scale"
 
 
 def _attention(name: str, keys: str) -> list[Rule]:
@@ -49,7 +55,71 @@ OUR_RULES = (
     *linear("caption_projection.linear_2", "D", "D"),
     *linear("proj_out", "p*p*O", "D"),
 )
-RULES = (*OUR_RULES, Rule(Y_EMBEDDING, None, drop=True))
+
+
+def _no_caption(config: Config) -> np.ndarray:
+    return np.zeros((CAPTION_TOKENS, config["caption_channels"]), np.float32)
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _width(config: Config) -> int:
+    return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def _patch_positions(config: Config) -> np.ndarray:
+    """(1, T, D); the originals take the base and the scale of both axes from the height."""
+    height, width = _pair(config["sample_size"])
+    h, w = height // config["patch_size"], width // config["patch_size"]
+    scale = max(height // 64, 1)
+    return sincos_2d(_width(config), np.arange(h) / scale, np.arange(w) / (w / h) / scale)[None]
+
+
+def _frame_positions(config: Config) -> np.ndarray:
+    return sincos_1d(_width(config), np.arange(config["video_length"]) / config[SCALE])[None]
+
+
+# A buffer of older code, drawn at random and unused in its forward.
+Y_RULE = Rule(
+    Y_EMBEDDING,
+    Y_EMBEDDING,
+    ("L", "E"),
+    extra=True,
+    fill=_no_caption,
+    why="zeros, the network does not use it",
+)
+TABLE_RULES = (
+    Rule(
+        "pos_embed.pos_embed",
+        "pos_embed.pos_embed",
+        ("1", "T", "D"),
+        extra=True,
+        fill=_patch_positions,
+        exact=True,
+        why="the computed position table",
+    ),
+    Rule(
+        "temp_pos_embed",
+        "temp_pos_embed",
+        ("1", "F", "D"),
+        extra=True,
+        optional=True,
+        fill=_frame_positions,
+        exact=True,
+    ),
+)
+WITH_Y = (*OUR_RULES, Y_RULE)
+PKU_RULES = (
+    *rename(
+        OUR_RULES,
+        (r"^transformer_blocks\.\{i\}", "blocks.{i}.spatial_block"),
+        (r"^temporal_transformer_blocks\.\{i\}", "blocks.{i}.temp_block"),
+    ),
+    Y_RULE,
+    *TABLE_RULES,
+)
 
 
 def _aliases(given: Config) -> Config:
@@ -60,8 +130,20 @@ def _aliases(given: Config) -> Config:
 
 
 def _infer(dims: Mapping[str, int], names: Collection[str]) -> Config:
-    # Only what does not change the forward: defaults differ between implementations, nothing is guessed.
-    return {"dropout": 0.0, "num_embeds_ada_norm": None, "per_axis_base_size": False}
+    # Never visible in the tensors and without effect on the forward of a trained net.
+    config: Config = {"dropout": 0.0, "num_embeds_ada_norm": None, "norm_type": "ada_norm_single"}
+    simple = {"num_layers": "i", "patch_size": "p", "in_channels": "C", "out_channels": "O"}
+    simple |= {"cross_attention_dim": "X", "caption_channels": "E"}
+    config |= {key: dims[symbol] for key, symbol in simple.items() if symbol in dims}
+    config["attention_bias"] = any(name.endswith("attn1.to_q.bias") for name in names)
+    config["norm_elementwise_affine"] = any(name.endswith(".norm1.weight") for name in names)
+    if "D" in dims and dims.get("P") == 8 * dims["D"]:
+        config["activation_fn"] = "geglu"
+    # Heads, the form of GELU and eps show in no tensor. Every published net of this width has these.
+    if (dims.get("D"), dims.get("E"), dims.get("P")) == (1152, 4096, 4 * 1152):
+        config |= {"num_attention_heads": 16, "attention_head_dim": 72}
+        config |= {"activation_fn": "gelu-approximate", "norm_eps": 1e-6}
+    return config
 
 
 def _dims(config: Config) -> dict[str, int]:
@@ -69,15 +151,20 @@ def _dims(config: Config) -> dict[str, int]:
     simple |= {"X": "cross_attention_dim", "E": "caption_channels"}
     dims = {symbol: config[key] for symbol, key in simple.items() if key in config}
     if {"num_attention_heads", "attention_head_dim"} <= config.keys():
-        dims["D"] = config["num_attention_heads"] * config["attention_head_dim"]
+        dims["D"] = _width(config)
         if "activation_fn" in config:  # geglu computes gate and value with one linear
             dims["P"] = dims["D"] * (8 if config["activation_fn"] == "geglu" else 4)
+    if {"sample_size", "patch_size"} <= config.keys():
+        height, width = _pair(config["sample_size"])
+        dims["T"] = (height // config["patch_size"]) * (width // config["patch_size"])
+    if "video_length" in config:
+        dims["F"] = config["video_length"]
     return dims
 
 
 def _validate(config: Config) -> None:
     size = config["sample_size"]
-    if any(side % config["patch_size"] for side in ([size] if isinstance(size, int) else size)):
+    if any(side % config["patch_size"] for side in _pair(size)):
         raise ConversionError(f"sample_size is not a multiple of patch_size {config['patch_size']}", got=size)
 
 
@@ -134,38 +221,138 @@ MODEL = Model(
         "E": "caption_channels",
         "D": "width (num_attention_heads * attention_head_dim)",
         "P": "MLP width (of activation_fn)",
+        "T": "patches (of sample_size and patch_size)",
+        "F": "video_length",
     },
     remedies=lambda key, dims: "",
     validate=_validate,
 )
 
 
-def is_t2v(names: Collection[str]) -> bool:
-    return any(name.startswith(("transformer_blocks.", "temporal_transformer_blocks.")) for name in names)
+def _is_t2v(shapes: Shapes) -> bool:
+    return any(name.startswith(("transformer_blocks.", "temporal_transformer_blocks.")) for name in shapes)
 
 
-def _with_y_embedding(names: Collection[str]) -> bool:
-    return is_t2v(names) and Y_EMBEDDING in names
+def _with_y(shapes: Shapes) -> bool:
+    return _is_t2v(shapes) and Y_EMBEDDING in shapes
+
+
+def _is_pku(shapes: Shapes) -> bool:
+    return any(".spatial_block." in name or ".temp_block." in name for name in shapes)
 
 
 def _unscaled(config: Config) -> Config:
-    return {"temporal_interpolation_scale": 1.0}
+    return {SCALE: 1.0, "per_axis_base_size": False}
 
 
-def _scaled(config: Config) -> Config:
+def _every_fifth(config: Config) -> Config:
     """Open-Sora-Plan v1.0: positions are frame / max(video_length // 5, 1)."""
     length = config.get("video_length")
-    return {} if length is None else {"temporal_interpolation_scale": float(max(length // 5, 1))}
+    scale = {} if length is None else {SCALE: float(max(length // 5, 1))}
+    return {**scale, "per_axis_base_size": False}
+
+
+def _every_sixteenth(config: Config) -> Config:
+    """Open-Sora-Plan v1.1: positions are frame / max(n // 16, 1), n the length without an odd last frame."""
+    length = config.get("video_length")
+    scale = {} if length is None else {SCALE: float(max((length - length % 2) // 16, 1))}
+    return {**scale, "per_axis_base_size": False}
+
+
+def describe(config: Config, class_name: str) -> dict:
+    """config.json in diffusers' spelling; what diffusers does not know stands there only if it matters."""
+    plain = {SCALE: 1.0, "per_axis_base_size": False}
+    known = {key: value for key, value in config.items() if key not in plain or value != plain[key]}
+    return {"_class_name": class_name, **known}
+
+
+def _describe_diffusers(config: Config) -> dict:
+    return describe(config, "LatteTransformer3DModel")
+
+
+def _describe_published(config: Config) -> dict:
+    """The class of the originals fixes the scale itself, so that it does not stand in their files."""
+    return describe({**config, SCALE: 1.0}, "LatteT2V")
+
+
+def _describe_ours(config: Config) -> dict:
+    if {key: config[key] for key in _unscaled(config)} == _unscaled(config):
+        return _describe_diffusers(config)  # diffusers computes the same function
+    return {"_class_name": "LatteT2V", **config}
 
 
 LAYOUTS = (
     Layout(
         "diffusers",
         MODEL,
-        RULES,
-        lambda names: is_t2v(names) and Y_EMBEDDING not in names,
+        OUR_RULES,
+        lambda shapes: _is_t2v(shapes) and Y_EMBEDDING not in shapes,
+        evidence=f"transformer_blocks.*, no {Y_EMBEDDING}; positions 0, 1, 2 ...",
         defaults=_unscaled,
+        describe=_describe_diffusers,
     ),
-    Layout("official-t2v", MODEL, RULES, _with_y_embedding, defaults=_unscaled),
-    Layout("open-sora-plan-v1.0", MODEL, RULES, _with_y_embedding, defaults=_scaled),
+    Layout(
+        "diffusers-0.24",
+        MODEL,
+        WITH_Y,
+        _with_y,
+        evidence=f"{Y_EMBEDDING} and _class_name LatteTransformer3DModel in config.json; positions 0, 1, 2 ...",
+        defaults=_unscaled,
+        describe=_describe_diffusers,
+    ),
+    Layout(
+        "official-t2v",
+        MODEL,
+        WITH_Y,
+        _with_y,
+        evidence=f"{Y_EMBEDDING}; positions 0, 1, 2 ...",
+        defaults=_unscaled,
+        describe=_describe_published,
+    ),
+    Layout(
+        "open-sora-plan-v1.0",
+        MODEL,
+        WITH_Y,
+        _with_y,
+        evidence=f"{Y_EMBEDDING}; positions in steps of 1 / max(frames // 5, 1)",
+        defaults=_every_fifth,
+        describe=_describe_published,
+        wrapper="model",
+    ),
+    Layout(
+        "open-sora-plan-v1.1",
+        MODEL,
+        WITH_Y,
+        _with_y,
+        evidence=f"{Y_EMBEDDING}; positions in steps of 1 / max(frames // 16, 1)",
+        defaults=_every_sixteenth,
+        describe=_describe_published,
+    ),
+    Layout(
+        "mindone-diffusers",
+        MODEL,
+        OUR_RULES,
+        lambda shapes: False,
+        evidence="never detected: the names are those of diffusers",
+        defaults=_unscaled,
+        describe=_describe_diffusers,
+    ),
+    Layout(
+        "mindone-opensora-pku",
+        MODEL,
+        PKU_RULES,
+        _is_pku,
+        evidence="blocks.*.spatial_block, blocks.*.temp_block; positions in steps of 1 / max(frames // 5, 1)",
+        defaults=_every_fifth,
+        describe=_describe_published,
+    ),
+)
+OURS = (
+    Layout(
+        "ours",
+        MODEL,
+        (*OUR_RULES, *(replace(rule, fill=None, exact=False) for rule in (Y_RULE, *TABLE_RULES))),
+        lambda shapes: False,
+        describe=_describe_ours,
+    ),
 )

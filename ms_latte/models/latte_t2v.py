@@ -20,11 +20,12 @@ from ms_latte.models.constants import sincos_1d
 from ms_latte.models.embeddings import AdaLayerNormSingle, CaptionProjection, PatchEmbed
 from ms_latte.models.layers import LayerNorm, Linear, TokenLayout, modulate, unpatchify
 from ms_latte.models.precision import Precision
+from ms_latte.pretrained import Pretrained
 
 MASKED = -10000.0  # added to the logits of a masked text token, as in the originals; fits float16
 
 
-class LatteT2V(nn.Cell):
+class LatteT2V(nn.Cell, Pretrained):
     """Denoiser on video latents, `num_layers` pairs of a spatial and a temporal block.
 
     sample_size: int or (h, w), latent size that the position table spans. temporal_interpolation_scale:

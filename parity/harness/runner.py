@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from converters.containers.target import save_file
 from converters.layouts import OURS
-from converters.stream import TensorEntry, write_safetensors
+from converters.stream import TensorEntry
 from parity.harness import gates, weights
 from parity.harness.backends import Pool, WorkerError
 from parity.harness.case import Case
@@ -177,7 +178,7 @@ def write_weights(
     known = OURS[model].model.keys
     config = {name: value for name, value in config.items() if name in known}
     path = Path(folder) / "weights.safetensors"
-    write_safetensors(path, entries, {"model": model, "config": json.dumps(config), "layout": "ours"})
+    save_file(path, entries, {"model": model, "config": json.dumps(config), "layout": "ours"})
     return str(path)
 
 

@@ -44,6 +44,7 @@ CASES = [
     net("resized", inputs=dict(x=normal(2, 5, 4, 12, 10)), keep=TABLES),
     net("one_frame", inputs=dict(x=normal(2, 1, 4, 8, 12))),
     net("no_sigma", dict(learn_sigma=False, patch_size=4)),
+    net("strided", dict(pixel_order="strided")),
     net("all_half", islands="compute", dtypes=("fp16", "bf16")),
     Case(
         "init_weights", inputs=dict(rng=Seed(11)), parts=dict(model=("Latte", {**TINY, "condition": "class"}))

@@ -63,5 +63,6 @@ CASES = [
         islands="compute",
         dtypes=("fp16", "bf16"),
     ),
+    Case("regroup_pixels", inputs=dict(x=normal(3, 4, 6, 8), patch_size=2)),
     Case("unpatchify", inputs=dict(x=normal(72, 12), frames=6, height=3, width=4, patch_size=2)),
 ]

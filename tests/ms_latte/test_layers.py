@@ -87,6 +87,19 @@ def test_position_functions_take_the_arguments_they_use():
             wrong()
 
 
+def test_strided_pixels_meet_in_one_patch():
+    """The example of the original: patch 0 of a 4x4 picture holds pixels 0, 2, 8 and 10."""
+    picture = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    out = layers.regroup_pixels(ms.Tensor(picture), 2).asnumpy()[0, 0]
+    assert out[:2, :2].reshape(-1).tolist() == [0, 2, 8, 10]
+    assert out[2:, 2:].reshape(-1).tolist() == [5, 7, 13, 15]
+    # The original: rows as (p, h), columns as (p, w), patches (h, w) of (p, p) pixels; a rectangle, two channels.
+    x = np.arange(2 * 6 * 8, dtype=np.float32).reshape(1, 2, 6, 8)
+    patches = x.reshape(2, 2, 3, 2, 4).transpose(2, 4, 1, 3, 0)  # (h, w, p, p, C)
+    blocks = layers.regroup_pixels(ms.Tensor(x), 2).asnumpy().reshape(2, 3, 2, 4, 2).transpose(1, 3, 2, 4, 0)
+    assert np.array_equal(patches, blocks)
+
+
 def test_unpatchify_takes_the_true_size():
     x = np.arange(2 * 3 * 5 * 4 * 7, dtype=np.float32).reshape(2 * 3 * 5, 4 * 7)
     out = layers.unpatchify(ms.Tensor(x), 2, 3, 5, 2).asnumpy()

@@ -18,6 +18,7 @@ from torch_ref.models.layers import (
     add,
     join_frames,
     place,
+    regroup_pixels,
     split_frames,
     unpatchify,
 )
@@ -25,16 +26,18 @@ from torch_ref.models.positional import get_1d_sincos_pos_embed, get_2d_sincos_p
 from torch_ref.models.precision import Precision
 
 CONDITIONS = ("none", "class", "text")
+PIXEL_ORDERS = ("blocks", "strided")
 TEXT_TOKENS, TEXT_WIDTH = 77, 768  # CLIP ViT-L/14 output, flattened
 
 
 class Latte(nn.Module):
     """Denoiser on video latents with alternating spatial (even) and temporal (odd) blocks.
 
-    input_size: int or (h, w), latent height and width; condition: "none", "class" or "text" (the originals' extras 1, 2
-    and 78); attention: "math" or "flash". pos_embed (1, T, D) and temp_embed (1, F, D) are saved with the
-    weights and not
-    trained. Defaults are those of the original. Raises ValueError for arguments that do not fit together.
+    input_size: int or (h, w), latent height and width; condition: "none", "class" or "text" (the originals'
+    extras 1, 2 and 78); attention: "math" or "flash"; pixel_order: a patch is a block of pixels ("blocks"), or
+    holds pixels input_size / patch_size apart ("strided"), which only weights of mindone's linear patch embedder
+    need. pos_embed (1, T, D) and temp_embed (1, F, D) are saved with the weights and not trained. Defaults are
+    those of the original. Raises ValueError for arguments that do not fit together.
     """
 
     def __init__(
@@ -52,11 +55,14 @@ class Latte(nn.Module):
         learn_sigma=True,
         condition="none",
         attention="math",
+        pixel_order="blocks",
         precision=Precision(),
     ):
         super().__init__()
         if condition not in CONDITIONS:
             raise ValueError(f"condition is {condition!r}; expected one of {', '.join(CONDITIONS)}")
+        if pixel_order not in PIXEL_ORDERS:
+            raise ValueError(f"pixel_order is {pixel_order!r}; expected one of {', '.join(PIXEL_ORDERS)}")
         if depth % 2:
             raise ValueError(f"depth must be even (spatial and temporal blocks alternate), got {depth}")
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
@@ -64,6 +70,7 @@ class Latte(nn.Module):
             raise ValueError(f"input_size {self.input_size} is not divisible by patch_size {patch_size}")
         self.patch_size, self.in_channels, self.hidden_size = patch_size, in_channels, hidden_size
         self.num_frames, self.condition, self.precision = num_frames, condition, precision
+        self.pixel_order = pixel_order
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.grid = (self.input_size[0] // patch_size, self.input_size[1] // patch_size)
         self.stored_sincos = None  # True or False once `check_stored_tables` has looked
@@ -81,6 +88,7 @@ class Latte(nn.Module):
             learn_sigma=learn_sigma,
             condition=condition,
             attention=attention,
+            pixel_order=pixel_order,
         )
 
         self.x_embedder = PatchProjection(patch_size, in_channels, hidden_size, precision=precision)
@@ -121,6 +129,8 @@ class Latte(nn.Module):
         space, time = TokenLayout(N, total, h * w, "space"), TokenLayout(N, F, h * w, "time")
 
         x = x.to(self.precision.dtype).reshape(N * total, C, H, W)
+        if self.pixel_order == "strided":
+            x = regroup_pixels(x, p)  # QUIRK(strided_patches)
         x = self.x_embedder(x).reshape(N * total * h * w, self.hidden_size)  # (N*(F+I)*T, D)
         x = add(x, place(self.positions(h, w), space), self.precision)
         c = c_frames = c_final = self.t_embedder(t)  # (N, D)

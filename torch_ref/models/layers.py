@@ -259,6 +259,15 @@ def modulate(x, shift, scale, precision):
     return precision.round(precision.step(precision.up(x) * scale) + shift)
 
 
+def regroup_pixels(x, patch_size):
+    """Pixels p rows and columns apart meet in one patch: (B, C, H, W) -> the same shape, pixel (a*h + i, b*w + j)
+    at (i*p + a, j*p + b), h = H / p. Source: the grouping of mindone's linear patch embedder."""
+    B, C, H, W = x.shape
+    p = patch_size
+    x = x.reshape(B, C, p, H // p, p, W // p)
+    return x.permute(0, 1, 3, 2, 5, 4).reshape(B, C, H, W)
+
+
 def unpatchify(x, frames, height, width, patch_size):
     """Tokens back to pixels: (frames * h * w, p * p * C) -> (frames, C, h*p, w*p); token content is (p_h,
     p_w, C)."""

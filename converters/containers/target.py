@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write whatever a target's name asks for: one file in any container, or a folder, sharded or not.
+
+A target appears when it is complete. Beside the weights stand their configuration and, where the layout has
+no place for some tensor, that tensor in a file of its own.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from converters.containers.ckpt_file import write_ckpt
+from converters.containers.safetensors_file import write_safetensors
+from converters.containers.source import EXTRAS
+from converters.containers.torch_zip import write_torch_zip
+from converters.errors import ConversionError
+from converters.stream import Entries, Progress, combine, names_of, silent, writing, writing_folder
+
+FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def save_file(path: Path, entries: Entries, metadata: Mapping[str, str]) -> str:
+    """One safetensors file, complete or not at all; returns the content hash."""
+    with writing(path) as output:
+        write_safetensors(output, entries, metadata)
+    return combine(entries, output.digests)
+
+
+def config_beside(target: Path) -> Path:
+    """Where the configuration of a single file stands."""
+    return target.with_name(f"{target.name}.json")
+
+
+def is_folder(target: Path) -> bool:
+    """A name without an ending asks for a folder."""
+    return target.suffix == "" or target.is_dir()
+
+
+def check_replaceable(target: Path, stem: str) -> None:
+    """Raise ConversionError if writing `target` would delete anything that is no such target."""
+    if target.is_dir():
+        strange = [
+            p.name for p in target.iterdir() if not (p.name == "config.json" or p.name.startswith(stem))
+        ]
+        if strange:
+            raise ConversionError(
+                f"folder {target} holds other things, which writing it anew would delete",
+                got=names_of(sorted(strange)),
+                expected=f"config.json and {stem}*",
+                remedy="choose another folder",
+            )
+    elif target.exists() and not target.is_file():
+        raise ConversionError(f"{target} is no regular file", remedy="choose another target")
+
+
+def write_target(
+    target: Path,
+    entries: Entries,
+    metadata: Mapping[str, str],
+    config: Mapping[str, object],
+    extras: Entries,
+    *,
+    stem: str,
+    wrapper: str | None = None,
+    shard_size: int | None = None,
+    folder: bool = False,
+    progress: Progress = silent,
+) -> str:
+    """Write weights, configuration and extras; returns the content hash of the weights.
+
+    target      file (the ending tells the container) or folder
+    folder      whatever the ending, a folder is meant
+    config      what config.json (in a folder) or <file name>.json (beside a file) says
+    stem        what the weight files in a folder are called
+    wrapper     key under which a torch file holds the weights
+    shard_size  bytes of tensors per file, in a folder
+    """
+    if folder or is_folder(target):
+        with writing_folder(target) as place:
+            if shard_size is None:
+                digest = _write_files(
+                    place / f"{stem}.safetensors",
+                    place / "config.json",
+                    entries,
+                    metadata,
+                    config,
+                    extras,
+                    progress=progress,
+                )
+            else:
+                digest = _write_shards(place, stem, entries, metadata, shard_size, progress)
+                _write_small(place / "config.json", config)
+                if extras:
+                    with writing(place / f"{stem}{EXTRAS}") as output:
+                        write_safetensors(output, extras, {})
+        return digest
+    if shard_size is not None:
+        raise ConversionError(
+            "shards need a folder", got=f"--target {target}", remedy=f"--target {target.with_suffix('')}"
+        )
+    return _write_files(
+        target,
+        config_beside(target),
+        entries,
+        metadata,
+        config,
+        extras,
+        wrapper=wrapper,
+        progress=progress,
+    )
+
+
+def _write_files(
+    path: Path,
+    config_path: Path,
+    entries: Entries,
+    metadata: Mapping[str, str],
+    config: Mapping[str, object],
+    extras: Entries,
+    wrapper: str | None = None,
+    progress: Progress = silent,
+) -> str:
+    """Weights with what belongs beside them. All are complete before the weights take their name, first."""
+    beside = path.with_name((path.stem if config_path.name == "config.json" else path.name) + EXTRAS)
+    with contextlib.ExitStack() as stack:  # renamed in reverse order
+        stack.enter_context(_small(config_path, config))
+        if extras:
+            write_safetensors(stack.enter_context(writing(beside)), extras, {})
+        output = stack.enter_context(writing(path, progress))
+        if path.suffix == ".safetensors":
+            write_safetensors(output, entries, metadata)
+        elif path.suffix == ".ckpt":
+            write_ckpt(output, entries, metadata)
+        else:
+            write_torch_zip(output, entries, metadata, wrapper)
+    if not extras:
+        beside.unlink(missing_ok=True)
+    return combine(entries, output.digests)
+
+
+def _write_shards(
+    folder: Path, stem: str, entries: Entries, metadata: Mapping[str, str], size: int, progress: Progress
+) -> str:
+    """Shards of at most `size` bytes of tensors (one tensor at least) and the index that names them."""
+    shards: list[dict] = [{}]
+    filled = 0
+    for name, entry in entries.items():
+        if shards[-1] and filled + entry.nbytes > size:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = entry
+        filled += entry.nbytes
+    digests, places = {}, {}
+    for number, shard in enumerate(shards, 1):
+        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        with writing(folder / file, progress) as output:
+            write_safetensors(output, shard, {})
+        digests |= output.digests
+        places |= dict.fromkeys(shard, file)
+    digest = combine(entries, digests)
+    total = sum(entry.nbytes for entry in entries.values())
+    index = {"metadata": {"total_size": total, **metadata, "sha256": digest}, "weight_map": places}
+    _write_small(folder / f"{stem}.safetensors.index.json", index)
+    return digest
+
+
+@contextlib.contextmanager
+def _small(path: Path, content: Mapping[str, object]) -> Iterator[None]:
+    with writing(path) as output:
+        output.write((json.dumps(content, indent=2) + "\n").encode())
+        yield
+
+
+def _write_small(path: Path, content: Mapping[str, object]) -> None:
+    with _small(path, content):
+        pass
+
+
+def parse_size(text: str) -> int:
+    """ "5GB", "500MB", "2GiB" or a number -> bytes."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?B)?", text.strip().upper())
+    size = int(float(found[1]) * UNITS[found[2] or ""]) if found else 0
+    if size <= 0:
+        raise ConversionError(
+            "--shard-size is malformed", got=repr(text), expected="5GB, 500MB or a number of bytes"
+        )
+    return size

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch files since 1.6: a zip archive with one pickle and one entry for each storage, uncompressed.
+
+    <root>/data.pkl   the saved object; tensors refer to storages by key
+    <root>/byteorder  "little" or "big"; files before torch 2.1 have none and are little-endian
+    <root>/data/<key> the numbers of a storage, at a multiple of 64 bytes
+    <root>/version    "3"
+
+Written here without torch: one storage for each tensor, nothing that needs more than weights_only=True.
+"""
+
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converters.containers.torch_pickle import RESAVE, STORAGES, Reference, Storage, load_pickle
+from converters.errors import ConversionError
+from converters.stream import AGAIN, DTYPES, Entries, Output, TensorEntry, map_file
+
+ROOT = "archive/"
+ALIGNMENT = 64
+ZIP64 = 0xFFFFFFFF  # sizes and offsets from here on stand in 64-bit fields ...
+ELSEWHERE = 0xFFFFFFFF  # ... and this in the 32-bit fields
+DATE = 1 << 5 | 1  # 1 January 1980: the same tensors give the same file
+DAMAGE = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError, struct.error)
+
+
+def read_torch_zip(path: Path) -> object:
+    """The saved object with `TensorEntry` in place of tensors; usually a dict.
+
+    Raises ConversionError for a damaged file, a refused global, a quantised or otherwise unknown tensor.
+    """
+    data = map_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            listed = archive.infolist()
+    except DAMAGE as error:
+        raise ConversionError(f"{path} is a truncated or damaged zip file", got=error, remedy=AGAIN) from None
+    infos = {info.filename: info for info in listed}
+    if len(infos) != len(listed):
+        raise ConversionError(f"{path} names an entry of its archive twice", remedy=AGAIN)
+    roots = [
+        name.removesuffix("data.pkl") for name in infos if name.count("/") == 1 and name.endswith("/data.pkl")
+    ]
+    if len(roots) != 1:
+        raise ConversionError(
+            f"{path} is not a torch checkpoint", got=f"{len(roots)} entries named */data.pkl", expected="one"
+        )
+    members = _Members(path, data, infos, roots[0])
+    order = members.order()
+
+    def locate(wanted: Reference) -> Storage:
+        raw, name = members.read(f"data/{wanted.key}"), f"entry data/{wanted.key}"
+        expected = wanted.count * DTYPES[wanted.dtype].itemsize
+        if len(raw) < expected:
+            raise ConversionError(
+                f"{path}: {name} is too short",
+                got=f"{len(raw)} bytes",
+                expected=f"{expected} for {wanted.count} numbers",
+                remedy=AGAIN,
+            )
+        return Storage(wanted.dtype, wanted.count, lambda: raw[:expected], order)
+
+    return load_pickle(path, members.read("data.pkl"), locate, 0, "its data.pkl")[0]
+
+
+def check_crc(path: Path) -> None:
+    """Read the whole archive and compare every entry with its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (*DAMAGE, RuntimeError, zlib.error) as error:  # encrypted, compressed and damaged
+        bad = error
+    if bad is not None:
+        raise ConversionError(
+            f"{path}: the checksum of {bad} is wrong",
+            remedy="fetch the file again; if it was saved with torch.serialization.set_crc32_options(False), "
+            "convert without --verify",
+        )
+
+
+@dataclass(frozen=True)
+class _Members:
+    """The entries of the archive as slices of the mapped file."""
+
+    path: Path
+    data: np.ndarray
+    infos: dict[str, zipfile.ZipInfo]
+    root: str
+
+    def read(self, name: str) -> np.ndarray:
+        """Bytes of `<root>/<name>`. The local header may be padded, so its lengths count."""
+        info = self.infos.get(self.root + name)
+        if info is None:
+            raise ConversionError(f"{self.path} has no entry {self.root + name}", remedy=AGAIN)
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise ConversionError(
+                f"{self.path}: {info.filename} is compressed or encrypted",
+                expected="the plain entries that torch.save writes",
+                remedy=RESAVE,
+            )
+        start = max(info.header_offset, 0)
+        head = self.data[start : start + 30].tobytes()
+        first = start + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        if (
+            start != info.header_offset
+            or head[:4] != b"PK\x03\x04"
+            or first + info.file_size > len(self.data)
+        ):
+            raise ConversionError(
+                f"{self.path}: {info.filename} lies outside the file",
+                got=f"{info.file_size} bytes at {info.header_offset}",
+                expected=f"an entry within {len(self.data)} bytes",
+                remedy=AGAIN,
+            )
+        return self.data[first : first + info.file_size]
+
+    def order(self) -> str:
+        """ "<" or ">" """
+        if self.root + "byteorder" not in self.infos:
+            return "<"
+        word = self.read("byteorder")[:8].tobytes()
+        if word not in (b"little", b"big"):
+            raise ConversionError(
+                f"{self.path}: unknown byte order", got=word, expected="little or big", remedy=AGAIN
+            )
+        return "<" if word == b"little" else ">"
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def write_torch_zip(
+    output: Output, entries: Entries, metadata: Mapping[str, str], wrapper: str | None = None
+) -> None:
+    """A file that torch.load(weights_only=True) reads, with mmap=True as well: a flat OrderedDict.
+
+    wrapper   the key of a dict around it, as training scripts save it
+    metadata  has no place in this format
+    """
+    archive = _Archive(output)
+    archive.add("data.pkl", _pickled(entries, wrapper))
+    archive.add("byteorder", b"little")
+    for number, (name, entry) in enumerate(entries.items()):
+        archive.add_tensor(f"data/{number}", name, entry)
+    archive.add("version", b"3\n")
+    archive.close()
+
+
+class _Archive:
+    """A zip archive that grows entry by entry; a checksum goes into the header when its data has passed.
+
+    torch puts checksum and size behind the data instead. It says so by an entry .format_version, from which it
+    then computes where storages begin; without that entry it looks them up, which serves any zip file.
+    """
+
+    def __init__(self, output: Output):
+        self.output = output
+        self.directory: list[bytes] = []
+
+    def add(self, name: str, data: bytes) -> None:
+        def fill() -> int:
+            self.output.write(data)
+            return zlib.crc32(data)
+
+        self._add(name, len(data), fill)
+
+    def add_tensor(self, name: str, tensor: str, entry: TensorEntry) -> None:
+        def fill() -> int:
+            crc = 0
+
+            def also(part: memoryview) -> None:
+                nonlocal crc
+                crc = zlib.crc32(part, crc)
+
+            self.output.tensor(tensor, entry, also)
+            return crc
+
+        self._add(name, entry.nbytes, fill)
+
+    def _add(self, name: str, size: int, fill: Callable[[], int]) -> None:
+        file, label = self.output.file, (ROOT + name).encode()
+        start = file.tell()
+        shown = ELSEWHERE if size >= ZIP64 else size
+        extra = struct.pack("<HHQQ", 1, 16, size, size) if size >= ZIP64 else b""
+        padding = -(start + 30 + len(label) + len(extra) + 4) % ALIGNMENT
+        extra += struct.pack("<2sH", b"FB", padding) + bytes(padding)  # the field that torch pads with
+        # version, flags, method, time, date, crc, size, size, lengths of name and extra
+        fields = [45, 0, 0, 0, DATE, 0, shown, shown, len(label), len(extra)]
+        self.output.write(struct.pack("<4s5H3I2H", b"PK\x03\x04", *fields) + label + extra)
+        first = file.tell()
+        fields[5] = fill()
+        end = file.tell()
+        assert end - first == size, (name, end - first, size)
+        file.seek(start + 14)
+        self.output.write(struct.pack("<I", fields[5]))
+        file.seek(end)
+
+        wide = b"".join(struct.pack("<Q", number) for number in (size, size, start) if number >= ZIP64)
+        extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
+        fields[-1] = len(extra)
+        place = ELSEWHERE if start >= ZIP64 else start
+        # made by, (the fields above), lengths of comment, disk, attributes, place
+        self.directory.append(
+            struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 45, *fields, 0, 0, 0, 0, place) + label + extra
+        )
+
+    def close(self) -> None:
+        """The directory, and where it lies: always in 64 bits, as torch does, and in 32 bits where that fits."""
+        start, count, directory = self.output.file.tell(), len(self.directory), b"".join(self.directory)
+        size, end = len(directory), start + len(directory)
+        few, short = min(count, 0xFFFF), ELSEWHERE if max(size, start) >= ZIP64 else size
+        place = ELSEWHERE if max(size, start) >= ZIP64 else start
+        self.output.write(
+            directory
+            + struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
+            + struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1)
+            + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, few, few, short, place, 0)
+        )
+
+
+def _pickled(entries: Entries, wrapper: str | None) -> bytes:
+    """data.pkl in protocol 2, the only one that weights_only=True accepts without a warning."""
+    empty = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    tensors = [pickle.PROTO, b"\x02"]
+    if wrapper is not None:
+        tensors += [pickle.EMPTY_DICT, _word(wrapper)]
+    tensors += [empty, pickle.MARK]
+    for number, (name, entry) in enumerate(entries.items()):
+        steps, step = [], 1
+        for n in reversed(entry.shape):
+            steps.insert(0, step)
+            step *= max(n, 1)
+        storage = _tuple(
+            _word("storage"),
+            _global("torch", STORAGES[entry.dtype]),
+            _word(str(number)),
+            _word("cpu"),
+            _number(entry.size),
+        )
+        shape, stride = _tuple(*map(_number, entry.shape)), _tuple(*map(_number, steps))
+        no_hooks = empty
+        tensors += [
+            _word(name),
+            _global("torch._utils", "_rebuild_tensor_v2"),
+            _tuple(storage + pickle.BINPERSID, _number(0), shape, stride, pickle.NEWFALSE, no_hooks),
+            pickle.REDUCE,
+        ]
+    tensors += [pickle.SETITEMS, pickle.STOP if wrapper is None else pickle.SETITEM + pickle.STOP]
+    return b"".join(tensors)
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _word(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
+
+
+def _number(number: int) -> bytes:
+    if number < 1 << 8:
+        return pickle.BININT1 + bytes([number])
+    if number < 1 << 31:
+        return pickle.BININT + struct.pack("<i", number)
+    return pickle.LONG1 + bytes([8]) + struct.pack("<q", number)
+
+
+def _tuple(*items: bytes) -> bytes:
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
