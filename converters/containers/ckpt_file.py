@@ -100,7 +100,6 @@ def read_ckpt(path: Path) -> dict[str, TensorEntry]:
             entries[name] = _entry(path, data, values)
         elif first.type != TEXT:
             strange.append(f"{name} ({first.type})")
-    releaser(data)()  # the pages of the headers
     if strange:
         raise ConversionError(
             f"{path} holds things that are not plain tensors",
@@ -269,10 +268,14 @@ def _values(path: Path, data: np.ndarray) -> Iterator[_Value]:
     end = len(data) - len(CRC_MARK) - CRC_SIZE
     if end < 0 or data[end : end + len(CRC_MARK)].tobytes() != CRC_MARK:
         end = len(data)
+    release = releaser(data)
     for count, (_, _, first, last) in enumerate(wire.fields(0, end, {1: BYTES})):
         if count == MAX_VALUES:
             raise ConversionError(f"{path} holds too much", expected=f"at most {MAX_VALUES} values")
+        if count % 128 == 127:
+            release()  # the system maps 64 KB around each header
         yield wire.value(first, last)
+    release()
 
 
 @dataclass(frozen=True)

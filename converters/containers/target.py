@@ -125,6 +125,8 @@ def _write_files(
 ) -> str:
     """Weights with what belongs beside them. All are complete before the weights take their name, first."""
     beside = path.with_name((path.stem if config_path.name == "config.json" else path.name) + EXTRAS)
+    if config_path.name != "config.json" and "layout" in metadata:
+        config = {**config, "_layout": metadata["layout"]}  # not every container has a place for metadata
     with contextlib.ExitStack() as stack:  # renamed in reverse order
         stack.enter_context(_small(config_path, config))
         if extras:

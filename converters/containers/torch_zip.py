@@ -21,14 +21,13 @@ import numpy as np
 
 from converters.containers.torch_pickle import RESAVE, STORAGES, Reference, Storage, load_pickle
 from converters.errors import ConversionError
-from converters.stream import AGAIN, DTYPES, Entries, Output, TensorEntry, map_file
+from converters.stream import AGAIN, DTYPES, PART, Entries, Output, TensorEntry, map_file, releaser
 
 ROOT = "archive/"
 ALIGNMENT = 64
 ZIP64 = 0xFFFFFFFF  # sizes and offsets from here on stand in 64-bit fields ...
 ELSEWHERE = 0xFFFFFFFF  # ... and this in the 32-bit fields
 DATE = 1 << 5 | 1  # 1 January 1980: the same tensors give the same file
-DAMAGE = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError, struct.error)
 
 
 def read_torch_zip(path: Path) -> object:
@@ -36,15 +35,7 @@ def read_torch_zip(path: Path) -> object:
 
     Raises ConversionError for a damaged file, a refused global, a quantised or otherwise unknown tensor.
     """
-    data = map_file(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            listed = archive.infolist()
-    except DAMAGE as error:
-        raise ConversionError(f"{path} is a truncated or damaged zip file", got=error, remedy=AGAIN) from None
-    infos = {info.filename: info for info in listed}
-    if len(infos) != len(listed):
-        raise ConversionError(f"{path} names an entry of its archive twice", remedy=AGAIN)
+    data, infos = map_file(path), _directory(path)
     roots = [
         name.removesuffix("data.pkl") for name in infos if name.count("/") == 1 and name.endswith("/data.pkl")
     ]
@@ -72,22 +63,61 @@ def read_torch_zip(path: Path) -> object:
 
 def check_crc(path: Path) -> None:
     """Read the whole archive and compare every entry with its checksum."""
+    data = map_file(path)
+    for info in _directory(path).values():
+        crc, raw = 0, _slice(path, data, info)
+        for first in range(0, len(raw), PART):
+            part = raw[first : first + PART]
+            crc = zlib.crc32(part, crc)
+            releaser(part)()
+        if crc != info.CRC:
+            raise ConversionError(
+                f"{path}: the checksum of {info.filename} is wrong",
+                got=f"{crc:08x}",
+                expected=f"{info.CRC:08x}",
+                remedy="fetch the file again; if it was saved with "
+                "torch.serialization.set_crc32_options(False), convert without --verify",
+            )
+
+
+def _directory(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The entries of an archive by name; what the zipfile module says about a damaged one becomes our error."""
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (*DAMAGE, RuntimeError, zlib.error) as error:  # encrypted, compressed and damaged
-        bad = error
-    if bad is not None:
+            listed = archive.infolist()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError) as error:
+        raise ConversionError(f"{path} is a truncated or damaged zip file", got=error, remedy=AGAIN) from None
+    infos = {info.filename: info for info in listed}
+    if len(infos) != len(listed):
+        raise ConversionError(f"{path} names an entry of its archive twice", remedy=AGAIN)
+    return infos
+
+
+def _slice(path: Path, data: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
+    """Bytes of an entry. Its local header may be padded, so the lengths there count."""
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise ConversionError(
-            f"{path}: the checksum of {bad} is wrong",
-            remedy="fetch the file again; if it was saved with torch.serialization.set_crc32_options(False), "
-            "convert without --verify",
+            f"{path}: {info.filename} is compressed or encrypted",
+            expected="the plain entries that torch.save writes",
+            remedy=RESAVE,
         )
+    start = max(info.header_offset, 0)
+    head = data[start : start + 30].tobytes()
+    first = start + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    end = first + info.file_size
+    if start != info.header_offset or head[:4] != b"PK\x03\x04" or end > len(data):
+        raise ConversionError(
+            f"{path}: {info.filename} lies outside the file",
+            got=f"{info.file_size} bytes at {info.header_offset}",
+            expected=f"an entry within {len(data)} bytes",
+            remedy=AGAIN,
+        )
+    return data[first:end]
 
 
 @dataclass(frozen=True)
 class _Members:
-    """The entries of the archive as slices of the mapped file."""
+    """The entries of a checkpoint, without the folder that they are in."""
 
     path: Path
     data: np.ndarray
@@ -95,31 +125,10 @@ class _Members:
     root: str
 
     def read(self, name: str) -> np.ndarray:
-        """Bytes of `<root>/<name>`. The local header may be padded, so its lengths count."""
         info = self.infos.get(self.root + name)
         if info is None:
             raise ConversionError(f"{self.path} has no entry {self.root + name}", remedy=AGAIN)
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise ConversionError(
-                f"{self.path}: {info.filename} is compressed or encrypted",
-                expected="the plain entries that torch.save writes",
-                remedy=RESAVE,
-            )
-        start = max(info.header_offset, 0)
-        head = self.data[start : start + 30].tobytes()
-        first = start + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        if (
-            start != info.header_offset
-            or head[:4] != b"PK\x03\x04"
-            or first + info.file_size > len(self.data)
-        ):
-            raise ConversionError(
-                f"{self.path}: {info.filename} lies outside the file",
-                got=f"{info.file_size} bytes at {info.header_offset}",
-                expected=f"an entry within {len(self.data)} bytes",
-                remedy=AGAIN,
-            )
-        return self.data[first : first + info.file_size]
+        return _slice(self.path, self.data, info)
 
     def order(self) -> str:
         """ "<" or ">" """

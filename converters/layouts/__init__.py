@@ -108,6 +108,8 @@ def choose(shapes: Shapes, wanted: str | None, side: Mapping[str, object], famil
             if others
             else f"check that this is a {' or '.join(mine.ours)}; --from LAYOUT lists what differs",
         )
+    if written := _written(mine, found[0].model.name, side.get("_layout")):
+        return written
     if side.get("_class_name") == "LatteTransformer3DModel":  # only diffusers writes that
         found = [layout for layout in found if layout.name.startswith("diffusers")] or found
     else:
@@ -119,6 +121,14 @@ def choose(shapes: Shapes, wanted: str | None, side: Mapping[str, object], famil
             remedy=" or ".join(f"--from {layout.name}" for layout in found),
         )
     return found[0]
+
+
+def _written(family: Family, model: str, name: object) -> Layout | None:
+    """The layout that this package noted beside the file when it wrote it."""
+    if name == "ours":
+        return family.ours[model]
+    layout = family.layouts.get(name) if isinstance(name, str) else None
+    return layout if layout and layout.model.name == model else None
 
 
 def _differing(found: list[Layout], side: Mapping[str, object]) -> list[str]:

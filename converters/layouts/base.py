@@ -511,9 +511,9 @@ def evaluate(axis: str, dims: Mapping[str, int]) -> int | None:
 
 
 def coerce(key: str, kind: str, value: object, origin: str) -> object:
-    """A value as the constructor wants it. Kinds: count, count?, fraction, flag, size, or words "a|b|c".
+    """A value as the constructor wants it. Kinds: count, count?, counts, fraction, flag, size, or words "a|b|c".
 
-    A size is an int or [height, width]; `?` admits None.
+    A size is an int or [height, width], counts are a list; `?` admits None.
     """
 
     def is_count(x: object) -> bool:
@@ -525,6 +525,8 @@ def coerce(key: str, kind: str, value: object, origin: str) -> object:
         return value
     if kind == "fraction" and type(value) in (int, float) and 0 <= value < float("inf"):
         return float(value)
+    if kind == "counts" and isinstance(value, (list, tuple)) and value and all(map(is_count, value)):
+        return list(value)
     if kind == "size":
         if is_count(value):
             return value
@@ -535,6 +537,7 @@ def coerce(key: str, kind: str, value: object, origin: str) -> object:
     wanted = {
         "count": "a positive integer",
         "count?": "a positive integer or null",
+        "counts": "a list of positive integers",
         "fraction": "a number, 0 or more",
         "flag": "true or false",
         "size": "a positive integer or height,width",

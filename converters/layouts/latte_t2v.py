@@ -353,6 +353,7 @@ OURS = (
         MODEL,
         (*OUR_RULES, *(replace(rule, fill=None, exact=False) for rule in (Y_RULE, *TABLE_RULES))),
         lambda shapes: False,
+        defaults=_unscaled,  # what config.json leaves out for diffusers' sake
         describe=_describe_ours,
     ),
 )

@@ -221,6 +221,7 @@ def peak(): return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].
 one, two = Path(sys.argv[1]), Path(sys.argv[2])
 np.ones(4); start = peak()
 entries = ckpt_file.read_ckpt(one)
+print(peak() - start)
 with writing(two) as output: ckpt_file.write_ckpt(output, entries, {})
 assert ckpt_file.check_crc(two)
 print(peak() - start)
@@ -228,11 +229,12 @@ entries["a"].bits().sum()  # the measure sees what keeps a tensor in memory
 print(peak() - start)
 """
     values = np.ones(16 << 20, np.float32)
-    write(tmp_path / "1.ckpt", {"a": entry(values), "b": entry(values)})
+    small = {str(i): entry(values[: 20 << 10]) for i in range(500)}
+    write(tmp_path / "1.ckpt", {"a": entry(values), **small})
     arguments = [sys.executable, "-c", code, tmp_path / "1.ckpt", tmp_path / "2.ckpt"]
     done = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
-    streamed, whole = map(float, done.stdout.split())
-    assert streamed < 36 and whole > 60, done.stdout
+    headers, streamed, whole = map(float, done.stdout.split())
+    assert headers < 20 and streamed < 44 and whole > 60, done.stdout
     assert (tmp_path / "1.ckpt").read_bytes() == (tmp_path / "2.ckpt").read_bytes()
 
 
@@ -245,8 +247,9 @@ def test_checksum(tmp_path, small):
     assert check_crc(path) is True and len(read_ckpt(path)) == 3
     path.write_bytes(small[:-17])
     assert check_crc(path) is False and len(read_ckpt(path)) == 3
-    path.write_bytes(b"12")
-    assert check_crc(path) is False
+    for short in (b"12", b"crc_num12"):
+        path.write_bytes(short)
+        assert check_crc(path) is False
     write(path, {"w": entry(bits_of("F32", (5,)))})
     assert check_crc(path) is True
 
@@ -326,6 +329,8 @@ W = ("w", "Float32", [2], bytes(8))
         (b"\x0a\x05\x0a\x01w\x12\x00", r"a tensor with fields \[\]"),
         (b"\x0a\x07\x0a\x01w\x12\x02\x1a\x00", r"a tensor with fields \[3\]"),
         (b"\x0a\x06\x0a\x01w\x12\x09\x00", "a length of 9 bytes; expected at most 1"),
+        (b"\x0a\x05\x0a\x01w\x12\x09" + message(W), "a length of 9 bytes; expected at most 0"),
+        (b"\x0acrc_num\x00", "truncated or damaged"),
         (b"\x0a\x03\x0a\x01\xff", r"a parameter with fields \[1\]"),
         (b"\x0a\x05\x0a\x01\xff\x1a\x00", r"got b'\\xff'; expected a name in UTF-8"),
     ],
@@ -431,7 +436,11 @@ def starts() -> dict[str, bytes]:
         "text": b"\n~\n0123456789 and so on, and so on, and so on, and so on and on" * 40,
         "short": b"\x0a",
         "cut in its name": message(("name" * 20, *W[1:]))[:40],
-        "other protobuf": b"\x0a\x10\x0a\x04name\x08\x01" + bytes(40),
+        "protobuf, no tensor": b"\x0a\x10\x0a\x04name\x08\x01" + bytes(40),
+        "protobuf, no name": b"\x0a\x10\x12\x04name\x12\x08" + bytes(40),
+        "protobuf, no value": b"\x12\x10\x0a\x04name\x12\x08" + bytes(40),
+        "protobuf, empty name": b"\x0a\x10\x0a\x00\x12\x0c" + bytes(40),
+        "protobuf, name too long": b"\x0a\x06\x0a\x04name\x12\x08" + bytes(40),
         "not text": b"\x0a\x20\x0a\x04\xff\xfe\xfd\xfc\x12\x10" + bytes(40),
         "control characters": b"\x0a\x20\x0a\x04a\nb\n\x12\x10" + bytes(40),
     }

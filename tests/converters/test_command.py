@@ -12,8 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from converters import ConversionError, latte_converter, stream
-from converters.latte_converter import convert, main, parse_setting
+from converters import ConversionError, stream
+from converters import convert as engine
+from converters.command import parse_setting
+from converters.convert import convert
+from converters.latte_converter import main
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, str(ROOT / "converters" / "latte_converter.py")]
@@ -57,7 +60,7 @@ def test_both_ways_to_start_from_elsewhere(golden, tmp_path, start):
     ):
         assert line in done.stdout
     assert re.search(r"^sha256    [0-9a-f]{64}", done.stdout, re.M)
-    assert os.listdir(tmp_path) == ["out.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["out.safetensors", "out.safetensors.json"]
     wrong = run([*start, "--source", "nothing.pt", "--target", "x.safetensors"], tmp_path, **variables)
     assert (wrong.returncode, wrong.stderr) == (
         2,
@@ -136,55 +139,70 @@ def test_target_rules(golden, tmp_path, capsys):
             convert(target, itself, force=True)
     with pytest.raises(ConversionError, match="mkdir -p"):
         convert(source, tmp_path / "no" / "a.safetensors", overrides=heads)
-    with pytest.raises(ConversionError, match=r"ending '.ckpt'; expected .safetensors"):
-        convert(source, tmp_path / "a.ckpt", overrides=heads)
-    (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(ConversionError, match="is a folder"):
-        convert(source, tmp_path / "folder.safetensors", overrides=heads, force=True)
+    with pytest.raises(ConversionError, match=r"ending '.npz'; expected .safetensors"):
+        convert(source, tmp_path / "a.npz", overrides=heads)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "diary.txt").touch()
+    with pytest.raises(ConversionError, match=r"holds other things.*diary.txt"):
+        convert(source, tmp_path / "folder", overrides=heads, force=True)
+    assert (tmp_path / "folder" / "diary.txt").exists()
+    (tmp_path / "b.pt.json").write_text("mine")
+    with pytest.raises(ConversionError, match=r"b.pt.json, the place of the configuration, exists already"):
+        convert(source, tmp_path / "b.pt", overrides=heads)
+    with pytest.raises(ConversionError, match=r"shards need a folder.*remedy: --target .*/c"):
+        convert(source, tmp_path / "c.safetensors", overrides=heads, shard_size=1000)
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(ConversionError, match="no regular file"):
+        convert(source, tmp_path / "pipe.pt", overrides=heads, force=True)
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_write_failure_halfway_keeps_the_old_target(golden, tmp_path, monkeypatch, capsys):
-    target, written, real = tmp_path / "a.safetensors", [], stream._stored
-    target.write_bytes(b"old")
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.ckpt", "a"])
+def test_write_failure_halfway_keeps_the_old_target(golden, tmp_path, monkeypatch, capsys, name):
+    target, written, real = tmp_path / name, [], stream.TensorEntry.parts
+    arguments = ["--source", str(golden / "latte_uncond.pt"), "--target", str(target), "--set", "num_heads=3"]
+    assert main(arguments) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
 
-    def fails_at_the_tenth(entry):
+    def fails_at_the_tenth(entry, *limit):
         written.append(entry)
         if len(written) == 10:
             raise OSError(28, "No space left on device")
-        return real(entry)
+        return real(entry, *limit)
 
-    monkeypatch.setattr(stream, "_stored", fails_at_the_tenth)
-    arguments = [
-        "--source",
-        str(golden / "latte_uncond.pt"),
-        "--target",
-        str(target),
-        "--set",
-        "num_heads=3",
-        "--force",
-    ]
-    assert main(arguments) == 2
-    assert capsys.readouterr().err == f"error: No space left on device: {target}\n"
-    assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.safetensors"]
+    monkeypatch.setattr(stream.TensorEntry, "parts", fails_at_the_tenth)
+    assert main([*arguments, "--force"]) == 2
+    assert capsys.readouterr().err == "error: No space left on device; nothing was written\n"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_verify_notices_a_changed_bit(golden, tmp_path, monkeypatch):
-    real = latte_converter.write_safetensors
+def test_too_little_space_is_said_before_writing(golden, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        engine.shutil, "disk_usage", lambda place: engine.shutil._ntuple_diskusage(9, 9, 1000)
+    )
+    with pytest.raises(ConversionError, match=r"not enough space.*got 0.00 GB"):
+        convert(golden / "latte_uncond.pt", tmp_path / "a.pt", overrides={"num_heads": 3})
+    assert not os.listdir(tmp_path)
 
-    def disk_that_flips_a_bit(path, *arguments):
-        digest = real(path, *arguments)
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.ckpt"])
+def test_verify_notices_a_changed_bit(golden, tmp_path, monkeypatch, name):
+    real = engine.write_target
+
+    def disk_that_flips_a_bit(path, entries, *arguments, **options):
+        digest = real(path, entries, *arguments, **options)
         data = bytearray(path.read_bytes())
-        data[-3] ^= 1
+        last = entries["final_layer.linear.weight"].stored().tobytes()
+        data[data.index(last) + 5] ^= 1
         path.write_bytes(data)
         return digest
 
-    monkeypatch.setattr(latte_converter, "write_safetensors", disk_that_flips_a_bit)
+    monkeypatch.setattr(engine, "write_target", disk_that_flips_a_bit)
     with pytest.raises(
-        ConversionError, match=r"differs from what was written; got final_layer.adaLN_modulation.1.bias"
+        ConversionError, match=r"differs from what was written; got final_layer.linear.weight"
     ):
-        convert(
-            golden / "latte_uncond.pt", tmp_path / "a.safetensors", overrides={"num_heads": 3}, verify=True
-        )
+        convert(golden / "latte_uncond.pt", tmp_path / name, overrides={"num_heads": 3}, verify=True)
 
 
 def test_verify_notices_a_damaged_source(golden, tmp_path):
@@ -237,6 +255,7 @@ def test_settings(text, setting):
 def test_progress_speaks_up_after_a_while():
     lines: list[str] = []
     entries = {"w": stream.TensorEntry("F32", (10,), lambda: np.zeros(10, np.float32))}
-    latte_converter._progress(entries, lines.append, every=0.0)(20)
-    latte_converter._progress(entries, lines.append, every=60.0)(20)
-    assert lines == ["writing    50 % of 0.00 GB"]
+    often, seldom = (engine._progress(entries, lines.append, every=every) for every in (0.0, 60.0))
+    for tell in (often, seldom, often):
+        tell(20)
+    assert lines == ["writing    50 % of 0.00 GB, 0 s left", "writing   100 % of 0.00 GB, 0 s left"]

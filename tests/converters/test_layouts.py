@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from converters.errors import ConversionError
-from converters.layouts import LAYOUTS, choose
-from converters.layouts.base import Layout, Rule
-from converters.layouts.latte_official import LAYOUT as LATTE
-from converters.layouts.latte_t2v import LAYOUTS as T2V
+from converters.layouts import FAMILIES, choose
+from converters.layouts.base import Change, Layout, Rule
 from converters.stream import TensorEntry
-from converters.torch_zip import read_torch_zip
+from converters.containers.torch_zip import read_torch_zip
 
+LAYOUTS = {name: layout for family in FAMILIES.values() for name, layout in family.layouts.items()}
+LATTE, T2V = LAYOUTS["official-latte"], LAYOUTS["diffusers"]
 SIZES = {"XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6)}
 OFFICIAL = [f"Latte-{size}/{p} extras={extras}" for size in SIZES for p in (2, 4, 8) for extras in (1, 2)]
 
@@ -48,6 +48,7 @@ def test_official_sizes_are_accepted_exactly(tables, key):
         "num_classes": 101 if extras == "2" else 1000,
         "learn_sigma": True,
         "condition": "class" if extras == "2" else "none",
+        "pixel_order": "blocks",
     }
 
 
@@ -158,7 +159,7 @@ def test_model_arguments_are_checked():
             arguments(wrong, "s")
     with pytest.raises(ConversionError, match="no argument 'num_head'; expected 'num_heads'"):
         arguments({"num_head": 4}, "s")
-    t2v = T2V[0].model.arguments
+    t2v = T2V.model.arguments
     config, notes = t2v({"attention_mode": "xformers", "use_rope": False}, "config.json")
     assert config == {} and len(notes) == 2
     with pytest.raises(ConversionError, match="use_rope changes the network"):
@@ -168,28 +169,32 @@ def test_model_arguments_are_checked():
 
 
 @pytest.mark.parametrize(
-    ("class_name", "scale", "wanted", "found"),
+    ("side", "wanted", "found"),
     [
-        ("LatteTransformer3DModel", False, None, "diffusers"),
-        (None, True, None, "official-t2v"),
-        (None, False, "open-sora-plan-v1.0", "open-sora-plan-v1.0"),
+        ({"_class_name": "LatteTransformer3DModel"}, None, "diffusers-0.24"),
+        ({"temporal_interpolation_scale": 2.0}, None, "official-t2v"),
+        ({"video_length": 9}, None, "official-t2v"),  # all rules give 1.0: nothing is left to ask
+        ({"_layout": "open-sora-plan-v1.1"}, None, "open-sora-plan-v1.1"),
+        ({}, "open-sora-plan-v1.0", "open-sora-plan-v1.0"),
     ],
 )
-def test_choice_between_the_t2v_layouts(t2v_shapes, class_name, scale, wanted, found):
-    assert choose(t2v_shapes, wanted, class_name, scale).name == found
+def test_choice_between_the_t2v_layouts(t2v_shapes, side, wanted, found):
+    assert choose(t2v_shapes, wanted, side, "latte").name == found
 
 
 def test_choice_refuses_what_it_cannot_know(t2v_shapes, tables):
     with pytest.raises(ConversionError, match=r"--from official-t2v or --from open-sora-plan-v1.0"):
-        choose(t2v_shapes, None, "LatteT2V", False)
+        choose(t2v_shapes, None, {"_class_name": "LatteT2V", "video_length": 17}, "latte")
     with pytest.raises(ConversionError, match="no lossless map"):
-        choose(t2v_shapes, "official-latte", None, False)
+        choose(t2v_shapes, "official-latte", {}, "latte")
     with pytest.raises(ConversionError, match="no lossless map"):
-        choose(tables["Latte-S/2 extras=1"], "diffusers", None, False)
+        choose(tables["Latte-S/2 extras=1"], "diffusers", {}, "latte")
     with pytest.raises(ConversionError, match="no known layout"):
-        choose({"encoder.conv_in.weight": (128, 3, 3, 3)}, None, None, False)
+        choose({"head.weight": (128, 3)}, None, {}, "latte")
     with pytest.raises(ConversionError, match="unknown layout 'pku'"):
-        choose(t2v_shapes, "pku", None, False)
+        choose(t2v_shapes, "pku", {}, "latte")
+    with pytest.raises(ConversionError, match=r"not for this command.*converters/latte_converter.py"):
+        choose(t2v_shapes, None, {}, "vae")
 
 
 def test_no_layout_claims_another_models_file(t2v_shapes, tables):
@@ -206,19 +211,30 @@ TOY = replace(
     name="toy",
     rules=(
         Rule(
-            "embed.table", "temp_embed", ("1", "F", "D"), forward=lambda x: x[None], backward=lambda x: x[0]
+            "embed.table",
+            "temp_embed",
+            ("1", "F", "D"),
+            their_shape=("F", "D"),
+            change=Change(lambda x, dims: x[None], lambda x, dims: x[0]),
         ),
         Rule(
             "layer_{i}.kernel",
             "blocks.{i}.mlp.fc1.weight",
             ("M", "D"),
-            forward=lambda x: x.T,
-            backward=lambda x: x.T,
+            their_shape=("D", "M"),
+            change=Change(lambda x, dims: x.T, lambda x, dims: x.T),
         ),
         Rule("step", None, drop=True),
     ),
 )
-TOY_CONFIG = {"depth": 3, "hidden_size": 4, "mlp_ratio": 1.5, "num_frames": 5, "condition": "none"}
+TOY_CONFIG = {
+    "pixel_order": "blocks",
+    "depth": 3,
+    "hidden_size": 4,
+    "mlp_ratio": 1.5,
+    "num_frames": 5,
+    "condition": "none",
+}
 
 
 def toy_entries() -> dict[str, TensorEntry]:
@@ -236,8 +252,8 @@ def toy_entries() -> dict[str, TensorEntry]:
 
 def test_a_table_is_read_in_both_directions():
     theirs = toy_entries()
-    ours, dropped = TOY.translate(theirs, TOY_CONFIG)
-    assert dropped == ["step"]
+    ours, extras, notes = TOY.to_ours(theirs, TOY_CONFIG)
+    assert not extras and notes == ["dropped step: nothing in Latte uses it"]
     assert {name: entry.shape for name, entry in ours.items()} == {
         "temp_embed": (1, 5, 4),
         "blocks.0.mlp.fc1.weight": (6, 4),
@@ -245,7 +261,8 @@ def test_a_table_is_read_in_both_directions():
         "blocks.2.mlp.fc1.weight": (6, 4),
     }
     assert np.array_equal(ours["blocks.1.mlp.fc1.weight"].read(), theirs["layer_1.kernel"].read().T)
-    back, _ = TOY.translate(ours, TOY_CONFIG, to="theirs")
+    back, left, _ = TOY.to_theirs(ours, {"other": theirs["step"]}, TOY_CONFIG)
+    assert list(left) == ["other"]
     assert set(back) == set(theirs) - {"step"}
     for name, entry in back.items():
         assert entry.shape == theirs[name].shape and np.array_equal(entry.read(), theirs[name].read())
@@ -259,15 +276,15 @@ def test_a_table_is_read_in_both_directions():
 
 def test_both_directions_are_strict():
     theirs = toy_entries()
-    ours, _ = TOY.translate(theirs, TOY_CONFIG)
+    ours, _, _ = TOY.to_ours(theirs, TOY_CONFIG)
     theirs["layer_03.kernel"] = theirs.pop("layer_2.kernel")  # 03 is no block number
     with pytest.raises(
         ConversionError, match=r"missing \(1\):\s+layer_2.kernel \(4, 6\)\s+unknown \(1\):\s+layer_03"
     ):
-        TOY.translate(theirs, TOY_CONFIG)
+        TOY.to_ours(theirs, TOY_CONFIG)
     del ours["temp_embed"]
     with pytest.raises(ConversionError, match=r"missing \(1\):\s+temp_embed \(1, 5, 4\)"):
-        TOY.translate(ours, TOY_CONFIG, to="theirs")
+        TOY.to_theirs(ours, {}, TOY_CONFIG)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -20,10 +20,12 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from converters.checkpoint import open_source
+from converters.containers.safetensors_file import read_safetensors
+from converters.containers.source import open_source
+from converters.containers.target import save_file
+from converters.containers.torch_zip import check_crc, read_torch_zip
 from converters.errors import ConversionError
-from converters.stream import TensorEntry, cast, content_hash, read_safetensors, write_safetensors
-from converters.torch_zip import check_crc, read_torch_zip
+from converters.stream import TensorEntry, cast, content_hash, writing_folder
 
 ROOT = Path(__file__).parents[2]
 BF16_BITS = np.array([0x0000, 0x8000, 0x3F80, 0xC049, 0x0001, 0x7F7F, 0x7F80, 0xFF80, 0x7FC0], np.uint16)
@@ -197,12 +199,6 @@ def test_pickle_cannot_claim_memory_it_does_not_fill(tmp_path, code):
         read_torch_zip(path)
 
 
-def test_old_torch_format_names_the_remedy(tmp_path):
-    torch.save({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ConversionError, match=r"old format.*re-save it with torch"):
-        open_source(tmp_path / "old.pt")
-
-
 def test_compressed_zip_names_the_remedy(save, tmp_path):
     path, packed = save({"w": torch.ones(2)}), tmp_path / "packed.pt"
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
@@ -226,13 +222,13 @@ def test_safetensors_reads_what_the_library_wrote(tmp_path, variety):
 
 def test_the_library_reads_what_we_write(save, tmp_path, variety):
     entries = read_torch_zip(save(variety))
-    write_safetensors(tmp_path / "b.safetensors", entries, {"model": "Latte"})
+    save_file(tmp_path / "b.safetensors", entries, {"model": "Latte"})
     found = safetensors.torch.load_file(tmp_path / "b.safetensors")
     assert set(found) == set(variety)
     for name, tensor in variety.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor.detach())
     with safetensors.safe_open(tmp_path / "b.safetensors", "np") as file:
-        assert file.metadata() == {"format": "pt", "model": "Latte"}
+        assert file.metadata() == {"format": "pt", "model": "Latte", "sha256": content_hash(entries)}
 
 
 def raw_safetensors(path: Path, header: object, data: bytes, length: int | None = None) -> Path:
@@ -288,7 +284,7 @@ def test_bf16_is_exact_both_ways():
     assert np.array_equal(
         values, torch.from_numpy(BF16_BITS.view(np.int16)).view(torch.bfloat16).float(), equal_nan=True
     )
-    again = cast("w", entry(values), "BF16").bits()
+    again = cast("w", entry(values), "BF16").stored()
     assert np.array_equal(again, BF16_BITS)
 
 
@@ -298,14 +294,14 @@ def test_casts_round_as_torch_does(dtype):
     values[:4] = [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11]  # ties
     word = {"F16": torch.float16, "BF16": torch.bfloat16}[dtype]
     expected = torch.from_numpy(values).to(word).view(torch.int16).numpy()
-    assert np.array_equal(cast("w", entry(values), dtype).bits().view(np.int16), expected)
+    assert np.array_equal(cast("w", entry(values), dtype).stored().view(np.int16), expected)
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(70000.0, "F16"), (-1e30, "F16"), (3.4e38, "BF16")])
 def test_overflow_names_the_tensor(value, dtype):
     array = np.array([1.0, value], np.float32)
     with pytest.raises(ConversionError, match=f"blocks.0.w does not fit {dtype}"):
-        cast("blocks.0.w", entry(array), dtype).bits()
+        cast("blocks.0.w", entry(array), dtype).stored()
 
 
 def test_cast_keeps_infinities_and_integers():
@@ -322,7 +318,7 @@ def test_content_hash_sees_everything_but_the_order(tmp_path):
     a, b = np.arange(6, dtype=np.float32), np.ones((2, 3), np.float32)
     first = content_hash({"a": entry(a), "b": entry(b)})
     assert first == content_hash({"b": entry(b), "a": entry(a)})
-    assert first == write_safetensors(tmp_path / "x.safetensors", {"a": entry(a), "b": entry(b)}, {})
+    assert first == save_file(tmp_path / "x.safetensors", {"a": entry(a), "b": entry(b)}, {})
     others = [
         {"a": entry(a), "c": entry(b)},
         {"a": entry(a.reshape(2, 3)), "b": entry(b)},
@@ -340,24 +336,64 @@ def test_failure_halfway_leaves_the_old_file_and_nothing_else(tmp_path):
     target.write_bytes(b"old")
     entries = {"a": entry(np.ones(4, np.float32)), "b": TensorEntry("F32", (4,), full)}
     with pytest.raises(OSError, match="No space"):
-        write_safetensors(target, entries, {})
+        save_file(target, entries, {})
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["x.safetensors"]
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path):
+def test_a_killed_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "x.safetensors"
     target.write_bytes(b"old")
     code = (
         "import os, sys; from pathlib import Path; import numpy as np\n"
-        "from converters.stream import TensorEntry, write_safetensors\n"
-        "entries = {n: TensorEntry('F32', (4,), lambda: np.ones(4, np.float32)) for n in 'ab'}\n"
-        "write_safetensors(Path(sys.argv[1]), entries, {}, lambda done: os.kill(os.getpid(), 9))\n"
+        "from converters.containers.target import save_file\n"
+        "from converters.stream import TensorEntry\n"
+        "entries = {'a': TensorEntry('F32', (4,), lambda: np.ones(4, np.float32)),\n"
+        "           'b': TensorEntry('F32', (4,), lambda: os.kill(os.getpid(), 9))}\n"
+        "save_file(Path(sys.argv[1]), entries, {})\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(target)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL and target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_a_file_system_without_nameless_files(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_TMPFILE")
+    save_file(tmp_path / "x.safetensors", {"a": entry(np.ones(1, np.float32))}, {})
+    assert set(read_safetensors(tmp_path / "x.safetensors")[0]) == {"a"}
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "net"
+    for content in ("first", "second"):
+        with writing_folder(target) as folder:
+            (folder / "x").write_text(content)
+            assert not target.exists() or (target / "x").read_text() == "first"
+        assert (target / "x").read_text() == content and os.listdir(tmp_path) == ["net"]
+    with pytest.raises(KeyError), writing_folder(target) as folder:
+        (folder / "x").write_text("third")
+        raise KeyError
+    assert (target / "x").read_text() == "second" and os.listdir(tmp_path) == ["net"]
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_by_the_next(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from converters.stream import writing_folder\n"
+        "with writing_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'x').touch(); os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "net")], cwd=ROOT, check=False)
+    assert len(os.listdir(tmp_path)) == 1 and not (tmp_path / "net").exists()
+    with writing_folder(tmp_path / "net"), writing_folder(tmp_path / "net") as second:
+        assert (
+            second.is_dir() and len(os.listdir(tmp_path)) == 2
+        )  # the dead one's is gone, the living one's not
+        (second / "y").touch()
+    assert os.listdir(tmp_path) == ["net"]
 
 
 def test_files_get_ordinary_permissions(tmp_path):
     (tmp_path / "plain").touch()
-    write_safetensors(tmp_path / "x.safetensors", {"a": entry(np.ones(1, np.float32))}, {})
+    save_file(tmp_path / "x.safetensors", {"a": entry(np.ones(1, np.float32))}, {})
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
