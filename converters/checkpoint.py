@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a path to our names and constructor arguments: container, wrapper, layout, configuration."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ def load(
     """
     source = open_source(Path(path), family)
     entries, notes = unwrap(source.tree, which, source.path)
+    notes = [*source.notes, *notes]
     shapes = {name: entry.shape for name, entry in entries.items()}
     side, origin = find_config(source)
     found = _layout_of(source, shapes, layout, {**side, **(overrides or {})}, family)
@@ -152,20 +154,23 @@ def _written_by_us(metadata: Mapping[str, str]) -> bool:
 def find_config(source: Source) -> tuple[dict, str]:
     """The configuration that comes with the weights, and where it was found.
 
-    In a folder config.json says it. For a file its own metadata do, else <file name>.json, <stem>.json or
-    config.json beside it.
+    A file's own metadata say it, else <file name>.json, <stem>.json or config.json beside it. In a folder
+    config.json does, unless it is as we wrote it: then the metadata, which say more.
     """
-    inside = source.metadata.get("config") if _written_by_us(source.metadata) else None
-    if inside is not None and not source.is_folder:
-        origin = f"metadata of {source.path.name}"
-        return parse_json(inside.encode(), origin), origin
+    inside, card, origin = None, None, f"metadata of {source.path.name}"
+    if _written_by_us(source.metadata):
+        inside = parse_json(source.metadata["config"].encode(), origin)
+        family = next((f for f in FAMILIES.values() if source.metadata["model"] in f.ours), None)
+        with contextlib.suppress(ConversionError, AttributeError, KeyError, TypeError, ValueError):
+            card = family.named(source.metadata["layout"], source.metadata["model"]).card(inside)
     places = [source.beside("config.json")]
     if not source.is_folder:
         places[:0] = [source.beside(f"{source.path.name}.json"), source.beside(f"{source.stem}.json")]
-    for place in places:
-        if place.is_file() and place != source.path:
-            return parse_json(place.read_bytes(), str(place)), str(place)
-    return {}, ""
+    found = next((place for place in places if place.is_file() and place != source.path), None)
+    beside = parse_json(found.read_bytes(), str(found)) if found and (source.is_folder or not inside) else {}
+    if inside is not None and (not beside or beside == card):
+        return inside, origin
+    return beside, str(found) if found else ""
 
 
 def _extras_beside(source: Source) -> Entries:

@@ -70,7 +70,7 @@ def convert(
         notes.append(f"put {names_of(left)} into *{EXTRAS}: layout {wanted.name} has no place for it")
     _describe(source, checkpoint, wanted, notes, say)
     if verify:
-        check_source(checkpoint)
+        check_source(checkpoint, say)
 
     if dtype != "keep":
         entries = {name: cast(name, entry, DTYPE_WORDS[dtype]) for name, entry in entries.items()}
@@ -188,13 +188,13 @@ def _size_of(target: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def check_source(checkpoint: Checkpoint) -> None:
-    """Compare the files with the checksums that they carry, each container its own."""
+def check_source(checkpoint: Checkpoint, say: Callable[[str], None] = print) -> None:
+    """Compare the files with the checksums that they carry, each container its own; says which carry none."""
     for file in checkpoint.files:
         if zipfile.is_zipfile(file):
             check_zip_crc(file)
-        elif file.suffix == ".ckpt":
-            check_ckpt_crc(file)
+        elif file.suffix == ".ckpt" and not check_ckpt_crc(file):
+            say(f"note      {file.name} carries no checksum")
     stored = checkpoint.metadata.get("sha256")
     if stored is not None and checkpoint.layout == checkpoint.metadata.get("layout"):
         entries, _ = unwrap(open_source(checkpoint.files[0]).tree, "state_dict", checkpoint.files[0])

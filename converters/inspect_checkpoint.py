@@ -72,7 +72,7 @@ def inspect(
         "layout": None,
         "config": None,
         "command": None,
-        "notes": notes,
+        "notes": [*opened.notes, *notes],
         "problem": None,
         "missing": [],
         "unknown": [],

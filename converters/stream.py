@@ -114,7 +114,8 @@ def releaser(data: np.ndarray) -> Callable[[], None]:
         if not isinstance(base, mmap.mmap) or not data.size:
             return
         start = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-        first = start - start % mmap.PAGESIZE
+        # A page fault maps the 64 KB around it: what lies before may have come back with our first page.
+        first = max(start - start % mmap.PAGESIZE - (1 << 16), 0)
         base.madvise(mmap.MADV_DONTNEED, first, start + data.nbytes - first)
 
     return release
@@ -200,9 +201,9 @@ def content_hash(entries: Entries) -> str:
         digest = hashlib.sha256()
         for part in entry.parts():
             digest.update(part)
+            if entry.release:
+                entry.release()
         digests[name] = digest.digest()
-        if entry.release:
-            entry.release()
     return combine(entries, digests)
 
 
@@ -224,9 +225,7 @@ class Output:
     def __init__(self, file, progress: Progress = silent):
         self.file, self.progress = file, progress
         self.digests: dict[str, bytes] = {}
-        self.hasher = ThreadPoolExecutor(
-            1
-        )  # hashing and writing leave the interpreter: they run side by side
+        self.hasher = ThreadPoolExecutor(1)  # hashing leaves the interpreter, as writing does: side by side
 
     def write(self, data: bytes | memoryview) -> None:
         self.file.write(data)
@@ -243,20 +242,16 @@ class Output:
         `also` sees every part (a checksum); `write` writes it in our place (with headers in between).
         """
         digest = hashlib.sha256()
-        pending = None
         for part in entry.parts():
-            if pending:
-                pending.result()
-            pending = self.hasher.submit(digest.update, part)
+            hashed = self.hasher.submit(digest.update, part)
             if also:
                 also(part)
             (write or self.file.write)(part)
             self.progress(len(part))
-        if pending:
-            pending.result()
+            hashed.result()
+            if entry.release:
+                entry.release()  # after each part: a tensor may be large
         self.digests[name] = digest.digest()
-        if entry.release:
-            entry.release()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,10 @@ import sys
 
 VERBS = {
     "mutants": ("parity.mutation", "inject every catalogued port bug and show which gate kills it"),
-    "benchmark": ("parity.benchmark", "time MindSpore against torch in alternating processes, print ratios"),
+    "benchmark": (
+        "parity.benchmark",
+        "time MindSpore against torch in alternating processes, print ratios (benchmark converters: against cp)",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ decide. Never a test.
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 
@@ -35,12 +36,18 @@ class Row:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table."""
+    """Print the table; with the word "converters" first, that of the converters."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["converters"]:
+        from parity import converter_benchmark
+
+        return converter_benchmark.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m parity benchmark",
         description="Time MindSpore against torch eager (fused attention) in alternating processes and print ratios of "
         "medians. Keep the machine otherwise idle.",
-        epilog="Example: python -m parity benchmark --model Latte-XL/2 --parts blocks,net --repeat 5",
+        epilog="Example: python -m parity benchmark --model Latte-XL/2 --parts blocks,net --repeat 5. "
+        "The converters against cp: python -m parity benchmark converters --help",
     )
     parser.add_argument(
         "--device", default="CPU", help="device of MindSpore: CPU or Ascend (default: %(default)s)"

@@ -181,7 +181,7 @@ class _Slices:
     """Takes the bytes of one tensor and puts a header before every `SLICE` of them."""
 
     def __init__(self, put: Callable[[bytes | memoryview], None], tag: bytes, type_: str, entry: TensorEntry):
-        self.put, self.left, self.room, self.release = put, entry.nbytes, 0, entry.release
+        self.put, self.left, self.room = put, entry.nbytes, 0
         self.tag = _field(1, tag)
         self.tensor = b"".join(b"\x08" + _number(n) for n in entry.shape) + _field(2, type_.encode())
         if not self.left:
@@ -200,8 +200,6 @@ class _Slices:
             now, part = part[: self.room], part[self.room :]
             self.put(now)
             self.left, self.room = self.left - len(now), self.room - len(now)
-        if self.release:
-            self.release()  # after each part: a tensor may be large
 
 
 def _number(number: int) -> bytes:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open whatever a path leads to: a file in any container, a sharded index, a folder. The content decides."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from converters.containers.ckpt_file import is_ckpt, read_ckpt
+from converters.containers.ckpt_file import is_ckpt, read_ckpt, read_texts
 from converters.containers.safetensors_file import read_safetensors
 from converters.containers.torch_legacy import is_torch_legacy, read_torch_legacy
 from converters.containers.torch_zip import read_torch_zip
@@ -25,6 +25,8 @@ PREFIXES = (
     "_orig_mod.",
     "network.",
 )  # DistributedDataParallel, torch.compile, MindSpore's train cells
+# First words under which MindSpore's optimisers keep a second copy of every parameter's name.
+MOMENTS = ("adam_m", "adam_v", "moment1", "moment2", "moments", "exp_avg", "exp_avg_sq", "accum", "vel")
 EXTRAS = ".extras.safetensors"  # what the layout of a file has no place for lies in a file beside it
 
 
@@ -38,6 +40,7 @@ class Source:
     files: tuple[Path, ...]
     container: str
     is_folder: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:
@@ -55,7 +58,7 @@ def open_source(path: Path, family: str | None = None) -> Source:
     """
     if path.is_dir():
         found = open_source(_weights_in(path, family))
-        return Source(found.path, found.tree, found.metadata, found.files, found.container, is_folder=True)
+        return replace(found, is_folder=True)
     if not path.exists():
         raise ConversionError(f"{path} does not exist", remedy="check the path")
     if not path.is_file():
@@ -65,19 +68,35 @@ def open_source(path: Path, family: str | None = None) -> Source:
     start = map_file(path)[:4096].tobytes()
     if start[:4] == b"PK\x03\x04":
         return Source(path, read_torch_zip(path), {}, (path,), "torch zip")
+    if path.suffix == ".ckpt" and is_ckpt(start):  # first: its ninth byte may be anything
+        return _open_ckpt(path)
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         entries, metadata = read_safetensors(path)
         return Source(path, entries, metadata, (path,), "safetensors")
     if is_torch_legacy(start):
         return Source(path, read_torch_legacy(path), {}, (path,), "torch legacy")
-    if is_ckpt(start) or path.suffix == ".ckpt":
-        return Source(path, read_ckpt(path), {}, (path,), "MindSpore ckpt")
+    if is_ckpt(start):
+        return _open_ckpt(path)
     raise ConversionError(
         f"{path} is neither a torch file nor a safetensors file nor a MindSpore ckpt",
         got=f"a file that begins with {start[:16]!r}",
         expected=".pt, .pth, .bin, .safetensors, .safetensors.index.json, .ckpt or a folder",
         remedy="if it should be one, the download was cut or is an error page: fetch it again",
     )
+
+
+def _open_ckpt(path: Path) -> Source:
+    """Without what training states hold beside the weights: numbers, words, the optimiser's moments."""
+    entries = read_ckpt(path)
+    left = [name for name, entry in entries.items() if entry.shape == ()]
+    for name in entries:
+        first, _, rest = name.partition(".")
+        if first in MOMENTS and rest in entries:
+            left.append(name)
+    tree = {name: entry for name, entry in entries.items() if name not in set(left)}
+    left += read_texts(path)
+    notes = (f"left {names_of(left)} of the training state",) if left else ()
+    return Source(path, tree, {}, (path,), "MindSpore ckpt", notes=notes)
 
 
 def _weights_in(folder: Path, family: str | None) -> Path:

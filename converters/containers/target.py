@@ -73,7 +73,8 @@ def write_target(
 
     target      file (the ending tells the container) or folder
     folder      whatever the ending, a folder is meant
-    config      what config.json (in a folder) or <file name>.json (beside a file) says
+    metadata    model, config and layout at least; a single file's <file name>.json repeats them
+    config      what config.json in a folder says
     stem        what the weight files in a folder are called
     wrapper     key under which a torch file holds the weights
     shard_size  bytes of tensors per file, in a folder
@@ -125,8 +126,12 @@ def _write_files(
 ) -> str:
     """Weights with what belongs beside them. All are complete before the weights take their name, first."""
     beside = path.with_name((path.stem if config_path.name == "config.json" else path.name) + EXTRAS)
-    if config_path.name != "config.json" and "layout" in metadata:
-        config = {**config, "_layout": metadata["layout"]}  # not every container has a place for metadata
+    if config_path.name != "config.json":  # for us alone; not every container has a place for metadata
+        config = {
+            "_class_name": metadata["model"],
+            **json.loads(metadata["config"]),
+            "_layout": metadata["layout"],
+        }
     with contextlib.ExitStack() as stack:  # renamed in reverse order
         stack.enter_context(_small(config_path, config))
         if extras:

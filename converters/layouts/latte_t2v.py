@@ -267,7 +267,9 @@ def describe(config: Config, class_name: str) -> dict:
 
 
 def _describe_diffusers(config: Config) -> dict:
-    return describe(config, "LatteTransformer3DModel")
+    """diffusers takes one number for the size; its positions follow the height alone, as ours do."""
+    height, _ = _pair(config["sample_size"])
+    return describe({**config, "sample_size": height}, "LatteTransformer3DModel")
 
 
 def _describe_published(config: Config) -> dict:

@@ -277,7 +277,10 @@ def test_there_and_back_through_every_other_layout(tmp_path, a, b):
     quietly(other, again)
     quietly(again, back, to=a, verify=True)
     assert contents(back) == contents(source)
-    assert load(again).config == load(ours).config
+    found, expected = load(again).config, load(ours).config
+    if isinstance(found.get("sample_size"), int):  # diffusers' config.json says the height alone
+        expected["sample_size"] = expected["sample_size"][0]
+    assert found == expected
     assert load(other).layout == b  # what we wrote tells its layout
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from converters.containers.torch_zip import read_torch_zip
 from converters.errors import ConversionError
 from converters.layouts import FAMILIES, choose
 from converters.layouts.base import Change, Layout, Rule
 from converters.stream import TensorEntry
-from converters.containers.torch_zip import read_torch_zip
 
 LAYOUTS = {name: layout for family in FAMILIES.values() for name, layout in family.layouts.items()}
 LATTE, T2V = LAYOUTS["official-latte"], LAYOUTS["diffusers"]

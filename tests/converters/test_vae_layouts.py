@@ -422,12 +422,12 @@ def test_published_config_files():
 def test_what_no_tensor_tells_is_asked_for():
     layout = BY_NAME["diffusers-vae"]
     shapes = shapes_of(build_on_meta(TINY | {"latent_channels": 16}).state_dict())
-    with pytest.raises(ConversionError, match="does not tell scaling_factor.*pass --set"):
+    with pytest.raises(ConversionError, match=r"does not tell scaling_factor.*pass --set"):
         layout.resolve(shapes, {}, "")
     shapes = shapes_of(
         build_on_meta(TINY | {"block_out_channels": [24, 48], "norm_num_groups": 8}).state_dict()
     )
-    with pytest.raises(ConversionError, match="does not tell norm_num_groups.*--set norm_num_groups=N"):
+    with pytest.raises(ConversionError, match=r"does not tell norm_num_groups.*--set norm_num_groups=N"):
         layout.resolve(shapes, {}, "")
     with pytest.raises(ConversionError, match="not multiples of the 16 groups"):
         layout.resolve(shapes, {"norm_num_groups": 16}, "--set")
@@ -465,7 +465,7 @@ def test_ldm_cannot_hold_every_autoencoder():
         ({"latent_channels": 8}, "latent_channels: 8 by side.json, 4 in the file"),
         (
             {"use_quant_conv": False},
-            "quant_conv.weight .* belongs to use_quant_conv=False|use_quant_conv=True",
+            r" quant_conv.weight \(8, 8, 1, 1\), belongs to use_quant_conv=True",
         ),
         ({"layers_per_block": 10**9}, "asks for .* tensors"),
     ],

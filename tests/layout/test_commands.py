@@ -98,7 +98,7 @@ def test_package_and_all_its_verbs_answer(package, tmp_path):
 
 def test_a_slow_command_is_found(broken, tmp_path):
     root, edit = broken
-    edit("converters/latte_converter.py", "import argparse\n", "import argparse\nimport torch\n")
+    edit("converters/latte_converter.py", "import sys\n", "import sys\n\nimport torch\n")
     code, _, loaded, _ = ask([root / "converters/latte_converter.py", "--help"], tmp_path)
     assert code == 0 and "torch" in loaded
 
