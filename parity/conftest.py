@@ -114,7 +114,21 @@ def _header(option, session):
             f"{', '.join(emulated)}: emulated (inputs and weights rounded once, float32 accumulation, one rounding per "
             "operation; MindSpore has no bf16 kernels on the CPU)"
         )
+    if option.checkpoint:
+        lines.append(_weights_line(option))
     return lines
+
+
+def _weights_line(option):
+    """Which weights were judged: the content hash is the one that the converters print and store."""
+    from converters.stream import content_hash
+
+    checkpoint = _opened(option)
+    digest = content_hash({**checkpoint.tensors.entries, **checkpoint.extras})
+    return (
+        f"weights {option.checkpoint} · {checkpoint.layout} of {checkpoint.model} · {len(checkpoint.tensors)} "
+        f"tensors · content sha256 {digest}"
+    )
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -189,13 +203,9 @@ def _selected(option):
 
 def _file_case(option):
     """The whole net of a checkpoint, on inputs that fit its configuration."""
-    from converters import ConversionError, load
     from parity.harness.full import inputs_for
 
-    try:
-        checkpoint = load(option.checkpoint, layout=option.layout or None, overrides=_overrides(option.set))
-    except ConversionError as error:
-        raise pytest.UsageError(f"--checkpoint {option.checkpoint}: {error}") from None
+    checkpoint = _opened(option)
     file = {"Latte": "models.latte", "LatteT2V": "models.latte_t2v"}[checkpoint.model]
     large = sum(int(np_size) for np_size in _sizes(checkpoint)) > 100e6
     case = Case(
@@ -208,6 +218,16 @@ def _file_case(option):
         taps="stages" if large else "all",
     )
     return replace(case, file=file, weights=str(Path(option.checkpoint).resolve()))
+
+
+def _opened(option):
+    """The checkpoint of --checkpoint, in our names."""
+    from converters import ConversionError, load
+
+    try:
+        return load(option.checkpoint, layout=option.layout or None, overrides=_overrides(option.set))
+    except ConversionError as error:
+        raise pytest.UsageError(f"--checkpoint {option.checkpoint}: {error}") from None
 
 
 def _sizes(checkpoint):

@@ -32,12 +32,15 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.containers.target import parse_size, write_target
+from converters.containers.ckpt_file import write_ckpt
+from converters.containers.safetensors_file import write_safetensors
+from converters.containers.target import config_beside, parse_size
+from converters.containers.torch_zip import write_torch_zip
 from converters.convert import convert
 from converters.errors import ConversionError
 from converters.layouts import FAMILIES
 from converters.layouts.base import Config, Layout
-from converters.stream import Entries, TensorEntry, sync_folder
+from converters.stream import Entries, TensorEntry, sync_folder, writing
 from parity.harness.full import full_case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +54,13 @@ WORKER = "from parity.converter_benchmark import serve; serve()"
 LATTE, T2V = "Latte-XL/2", "LatteT2V"
 # The tensors of LatteT2V fit several layouts. Only this one's positions are those of mindone-opensora-pku.
 LAYOUTS = {LATTE: "official-latte", T2V: "open-sora-plan-v1.0"}
+
+
+WRITERS = {
+    ".pt": partial(write_torch_zip, wrapper="ema"),
+    ".safetensors": write_safetensors,
+    ".ckpt": write_ckpt,
+}
 
 
 @dataclass(frozen=True)
@@ -144,8 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m parity benchmark converters",
-        description="Convert checkpoints with the names and shapes of the published ones (seeded noise), each time in a "
-        "fresh process, and compare throughput with a cp of what was written, and peak memory with the "
+        description="Convert checkpoints with the names and shapes of the published ones (seeded noise), each time "
+        "in a fresh process, and compare throughput with a cp of what was written, and peak memory with the "
         f"largest tensor + {ALLOWANCE / 1e6:.0f} MB. fsync included for everybody. Keep the machine otherwise idle.",
         epilog="Columns: s and GB/s written (median), / cp: throughput over that of a cp of the same bytes right after "
         f"(median, target {TARGET}), RSS MB and anon MB: peak memory above the state after imports, with and "
@@ -155,8 +165,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size",
         default="full",
-        help="full (Latte-XL/2 2.7 GB, LatteT2V 4.2 GB), small (100 MB each), or bytes at most (4MB, 2GB): narrower and "
-        "shallower nets (default: %(default)s)",
+        help="full (Latte-XL/2 2.7 GB, LatteT2V 4.2 GB), small (100 MB each), or bytes at most (4MB, 2GB): narrower "
+        "and shallower nets (default: %(default)s)",
     )
     parser.add_argument("--repeats", type=int, default=5, help="rounds over all rows (default: %(default)s)")
     parser.add_argument(
@@ -261,16 +271,10 @@ def noise(shape: tuple[int, ...], seed: int) -> TensorEntry:
 
 
 def make(net: Net, path: Path) -> None:
-    """Write the checkpoint in whatever container the name asks for, the configuration beside it."""
-    write_target(
-        path,
-        net.entries,
-        {},
-        net.layout.card(net.config),
-        {},
-        stem="unused",
-        wrapper="ema" if path.suffix == ".pt" else None,
-    )
+    """Write the checkpoint as it is published, in whatever container the name asks for, config.json beside it."""
+    with writing(path) as output:
+        WRITERS[path.suffix](output, net.entries, {})
+    config_beside(path).write_text(json.dumps(net.layout.card(net.config)))
 
 
 @contextlib.contextmanager
@@ -291,7 +295,7 @@ def check_space(folder: Path, net: Net, sources: int) -> None:
     need, free = 1.02 * net.nbytes * (sources + 2), shutil.disk_usage(folder).free
     if need > free:
         raise Failed(
-            f"not enough space in {folder}: got {free / 1e9:.2f} GB, expected {need / 1e9:.2f} GB; "
+            f"not enough space in {folder}: got {_amount(free)}, expected {_amount(need)}; "
             "remedy: --folder DIR on another disk, or --size small"
         )
 
@@ -352,10 +356,12 @@ def measure(
 ) -> None:
     """All rounds over the rows of a net. Each round begins with another row: none always follows the same one."""
     for source in dict.fromkeys(job.source for job in jobs):
-        say(f"making {name} {source}, {net.nbytes / 1e9:.2f} GB")
+        say(f"making {name} {source}, {_amount(net.nbytes)}")
         make(net, place / source)
     if 3 * net.nbytes > (memory := _available()):
-        print(f"note: {memory / 1e9:.1f} GB of memory do not cache source, target and copy: reads count, too")
+        print(
+            f"note: {_amount(memory)} of free memory do not cache source, target and copy: reads count, too"
+        )
     runs: dict[Job, list[Run]] = {job: [] for job in jobs}
     lost: dict[Job, dict[str, str]] = {}
     try:
@@ -380,7 +386,7 @@ def _turn(job: Job, net: Net, place: Path) -> Run:
     """The conversion into a folder "out", then the cp of that folder. Both begin alike: the former of its kind
     removed, nothing left to write, the source in the page cache."""
     if job.way == "naive" and 3 * net.nbytes > _available():
-        raise Absent(f"takes about {3 * net.nbytes / 1e9:.0f} GB of memory, {_available() / 1e9:.0f} GB are free")
+        raise Absent(f"takes about {_amount(3 * net.nbytes)} of memory, {_amount(_available())} are free")
     clear(place / "out")
     (place / "out").mkdir()
     seconds, rss, anon = _timed(job.way, place / job.source, place / "out" / job.target, job.options)
@@ -586,7 +592,7 @@ def summary(job: Job, runs: Sequence[Run], net: Net, lost: Mapping[str, str]) ->
 def show(name: str, net: Net, rows: Sequence[dict]) -> None:
     """The table of a net."""
     print(
-        f"\n{name} · {net.nbytes / 1e9:.2f} GB in {len(net.entries)} tensors · largest {net.largest / 1e6:.1f} MB, "
+        f"{name} · {_amount(net.nbytes)} in {len(net.entries)} tensors · largest {net.largest / 1e6:.1f} MB, "
         f"memory limit {(net.largest + ALLOWANCE) / 1e6:.1f} MB · speed target {TARGET} of cp"
     )
     print(
@@ -607,6 +613,10 @@ def show(name: str, net: Net, rows: Sequence[dict]) -> None:
             f"{row['speed'] or '-'}" + f"  failed: {row.get('failed')}" * ("failed" in row),
             flush=True,
         )
+
+
+def _amount(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def machine(folder: Path) -> dict[str, str]:

@@ -407,7 +407,7 @@ LAYOUTS = (
         MODEL,
         _in_ldm(LDM_RULES),
         lambda shapes: _is_ldm(shapes) and not _has_gamma(shapes),
-        evidence=f"encoder.down.*, attn_1 of 1x1 convolutions; or the same after {PREFIX}",
+        evidence=f"encoder.down.*, normalisations with weight and bias (newer mindone too); or all after {PREFIX}",
         defaults=_in_code,
         wrapper="state_dict",
         presumes={"mid_block_add_attention": True},

@@ -356,6 +356,18 @@ def test_vae_within_a_whole_checkpoint(name):
             layout.resolve(inside | SURPLUS | {strange: (3, 4)}, {}, "")
 
 
+def test_gamma_and_beta_count_in_the_vae_only():
+    """mindone's newest Stable Diffusion files have them in the denoiser, and weight and bias in the VAE."""
+    inside = {PREFIX + key: shape for key, shape in listing("vae_compvis-vae").items()}
+    denoiser = {
+        "model.diffusion_model.out.0.gamma": (320,),
+        "cond_stage_model.transformer.ln_final.beta": (1024,),
+    }
+    assert [layout.name for _, layout in candidates(inside | denoiser)] == ["compvis-vae"]
+    assert BY_NAME["compvis-vae"].resolve(inside | denoiser, {}, "") == SD
+    assert candidates({"encoder.layer.0.norm.gamma": (8,), "decoder.layer.0.norm.beta": (8,)}) == []
+
+
 def test_only_ldm_files_may_hold_surplus():
     for name in ("diffusers-vae", "diffusers-vae-old", TEMPORAL):
         with pytest.raises(ConversionError, match=r"unknown \(8\)"):

@@ -82,6 +82,13 @@ def test_a_checkpoint_is_judged_from_its_own_weights(tmp_path):
     done = parity(*words)
     assert done.returncode == 0, done.stdout
     assert "latte.Latte-file, 72 taps" in done.stdout
+    # The hash in the report is the one that the converter prints: it tells which weights were judged.
+    from converters.convert import convert
+
+    options = dict(overrides={"num_heads": 2}, say=lambda line: None)
+    digest = convert(GOLDEN / "latte_class.pt", tmp_path / "ours.safetensors", **options)
+    assert f"content sha256 {digest}" in " ".join(done.stdout.split())
+    assert digest in (tmp_path / "parity.json").read_text() and digest in (tmp_path / "parity.md").read_text()
 
 
 def test_a_failure_is_short_and_repeatable(tmp_path):
