@@ -18,7 +18,7 @@ from converters.containers.torch_zip import check_crc as check_zip_crc
 from converters.errors import ConversionError
 from converters.layouts import FAMILIES, NO_MAP, Family
 from converters.layouts.base import Layout
-from converters.stream import Entries, Progress, cast, content_hash, names_of
+from converters.stream import Entries, Progress, cast, content_hash, names_of, same_bits
 
 DTYPE_WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -213,10 +213,7 @@ def verify_target(target: Path, entries: Entries, digest: str, family: str) -> N
     different = [
         name
         for name in {**entries, **written}
-        if name not in written
-        or name not in entries
-        or (entries[name].dtype, entries[name].shape) != (written[name].dtype, written[name].shape)
-        or any(a != b for a, b in zip(entries[name].parts(), written[name].parts(), strict=True))
+        if name not in written or name not in entries or not same_bits(entries[name], written[name])
     ]
     if different or content_hash(written) != digest:
         raise ConversionError(

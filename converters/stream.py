@@ -207,6 +207,19 @@ def content_hash(entries: Entries) -> str:
     return combine(entries, digests)
 
 
+def same_bits(a: TensorEntry, b: TensorEntry) -> bool:
+    """Equality of dtype, shape and bytes: NaNs equal themselves and -0 differs from 0."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    for x, y in zip(a.parts(), b.parts(), strict=True):
+        if not np.array_equal(np.frombuffer(x, np.uint8), np.frombuffer(y, np.uint8)):
+            return False
+        for entry in (a, b):
+            if entry.release:
+                entry.release()
+    return True
+
+
 def combine(entries: Entries, digests: Mapping[str, bytes]) -> str:
     """The content hash from the hash of each tensor's bytes."""
     total = hashlib.sha256()

@@ -329,7 +329,7 @@ def _size(path: Path) -> int:
 
 def run(options: argparse.Namespace, rows: list[dict]) -> None:
     """Measure all chosen rows, net by net, and print their tables; `rows` receives what --report holds."""
-    print(" · ".join(f"{key} {value}" for key, value in machine(options.folder).items()))
+    print(" · ".join(f"{key} {value}" for key, value in machine(options.folder).items()), flush=True)
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -436,7 +436,7 @@ def _timed(
             process.stdout.close()
     if way == "cp":
         return done["seconds"], None, None
-    return done["seconds"], done["peak"] - ready["resident"], peak - base
+    return done["seconds"], max(done["peak"] - ready["resident"], 0), peak - base
 
 
 def _answer(process: subprocess.Popen, log, way: str) -> dict:
@@ -484,13 +484,17 @@ def serve() -> None:
     def tell(**words: object) -> None:
         print(json.dumps(words), file=answers, flush=True)
 
-    job = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        return  # an interruption came before the job
+    job = json.loads(line)
     try:
         work = WAYS[job["way"]](Path(job["source"]), Path(job["target"]), **job["options"])
         with contextlib.suppress(OSError):  # else the peak is that of imports, if higher: never too good
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         tell(resident=_status()["VmRSS"])
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            return  # nobody waits for us any more
         start = time.perf_counter()
         work()
         seconds = time.perf_counter() - start
@@ -591,6 +595,7 @@ def summary(job: Job, runs: Sequence[Run], net: Net, lost: Mapping[str, str]) ->
 
 def show(name: str, net: Net, rows: Sequence[dict]) -> None:
     """The table of a net."""
+    print()
     print(
         f"{name} · {_amount(net.nbytes)} in {len(net.entries)} tensors · largest {net.largest / 1e6:.1f} MB, "
         f"memory limit {(net.largest + ALLOWANCE) / 1e6:.1f} MB · speed target {TARGET} of cp"

@@ -248,7 +248,7 @@ class _Machine:
         kind, storage, key, _, count, view = [*pid, None][:6] if fits else [None] * 6
         whole_view = view is None or (type(view) is tuple and len(view) == 3)
         _, offset, part = view if view is not None and whole_view else (None, 0, 0)
-        is_storage = type(kind) is str and kind == "storage" and type(storage) is Global and storage.dtype
+        is_storage = kind == "storage" and type(storage) is Global and storage.dtype
         has_key = type(key) is str and len(key) <= MAX_KEY
         if not (is_storage and has_key and whole_view and _are_counts([count, offset, part])):
             raise ConversionError(
@@ -460,7 +460,7 @@ def _size(m: _Machine, args: tuple) -> tuple:
 def _encode(m: _Machine, args: tuple) -> bytes:
     """How protocol 2 writes bytes: as text, letter by letter."""
     text, encoding = args
-    if type(text) is not str or type(encoding) is not str or encoding != "latin1":
+    if type(text) is not str or encoding != "latin1":
         raise ValueError("bytes in an unknown encoding")
     m.spend(len(text))
     return text.encode("latin-1")

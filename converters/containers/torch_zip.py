@@ -85,7 +85,7 @@ def _directory(path: Path) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError) as error:
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
         raise ConversionError(f"{path} is a truncated or damaged zip file", got=error, remedy=AGAIN) from None
     infos = {info.filename: info for info in listed}
     if len(infos) != len(listed):

