@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -40,6 +40,7 @@ DTYPES = {
 }
 FLOATING = ("F64", "F32", "F16", "BF16")
 PART = 1 << 24  # bytes that are in flight at once
+BLOCK = 1 << 18  # elements that are converted at once: what fits a processor's cache is twice as fast
 AGAIN = "the file is damaged or not completely downloaded: fetch it again"
 
 
@@ -79,6 +80,8 @@ class TensorEntry:
         bits = np.ascontiguousarray(self.bits())
         assert bits.shape == (self.shape or (1,)), (bits.shape, self.shape)  # a scalar becomes (1,)
         flat, step = bits.reshape(-1), max(limit // bits.itemsize, 1)
+        if self.convert is not None:
+            step = min(step, BLOCK)
         for first in range(0, flat.size, step):
             part = flat[first : first + step]
             part = part if self.convert is None else self.convert(part)
@@ -171,8 +174,8 @@ def cast(name: str, entry: TensorEntry, dtype: str) -> TensorEntry:
         values = widen_bf16(bits) if entry.dtype == "BF16" else bits
         with np.errstate(over="ignore", invalid="ignore"):
             stored = _round_to_bf16(values) if dtype == "BF16" else values.astype(DTYPES[dtype])
-        result = widen_bf16(stored) if dtype == "BF16" else stored
-        if np.any(np.isinf(result) & np.isfinite(values)):
+        infinite = (stored & 0x7FFF) == 0x7F80 if dtype == "BF16" else np.isinf(stored)
+        if infinite.any() and np.isfinite(values[infinite]).any():
             raise ConversionError(
                 f"{name} does not fit {dtype}",
                 got=f"a value of {np.abs(values[np.isfinite(values)]).max():g}",
@@ -187,8 +190,16 @@ def _round_to_bf16(values: np.ndarray) -> np.ndarray:
     """Round to the nearest bfloat16, ties to even; returns uint16 bits. A NaN stays a (quiet) NaN."""
     single = np.ascontiguousarray(values, np.float32)
     bits = single.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(single), (bits >> 16) | 0x0040, rounded).astype(np.uint16)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    result = rounded.astype(np.uint16)
+    nan = np.isnan(single)
+    if nan.any():
+        result[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x0040)
+    return result
 
 
 # ------------------------------------------------------------------------------------------------- hashing
@@ -254,17 +265,25 @@ class Output:
 
         `also` sees every part (a checksum); `write` writes it in our place (with headers in between).
         """
-        digest = hashlib.sha256()
+        digest, hashed = hashlib.sha256(), None
         for part in entry.parts():
+            if hashed:
+                self._finish(hashed, entry)
             hashed = self.hasher.submit(digest.update, part)
             if also:
                 also(part)
             (write or self.file.write)(part)
             self.progress(len(part))
-            hashed.result()
-            if entry.release:
-                entry.release()  # after each part: a tensor may be large
+        if hashed:
+            self._finish(hashed, entry)
         self.digests[name] = digest.digest()
+
+    @staticmethod
+    def _finish(hashed: Future, entry: TensorEntry) -> None:
+        """Wait for the hash of a part, then give its pages back: a tensor may be large."""
+        hashed.result()
+        if entry.release:
+            entry.release()
 
 
 @contextlib.contextmanager

@@ -213,7 +213,7 @@ class _Machine:
         if type(target) is Placeholder:
             if type(state) is dict:
                 self.spend(len(state))
-                vars(target).update((key, value) for key, value in state.items() if type(key) is str)
+                vars(target).update(state)
         elif type(target) is not dict:
             raise ValueError(f"attributes for a {type(target).__name__}")
 
@@ -246,11 +246,11 @@ class _Machine:
         """("storage", type, key, device, count[, None or (view key, offset, count)]) -> the storage."""
         fits = type(pid) is tuple and len(pid) in (5, 6)
         kind, storage, key, _, count, view = [*pid, None][:6] if fits else [None] * 6
-        whole_view = view is None or (type(view) is tuple and len(view) == 3)
-        _, offset, part = view if view is not None and whole_view else (None, 0, 0)
+        view_fits = view is None or (type(view) is tuple and len(view) == 3)
+        _, offset, part = view if view is not None and view_fits else (None, 0, 0)
         is_storage = kind == "storage" and type(storage) is Global and storage.dtype
         has_key = type(key) is str and len(key) <= MAX_KEY
-        if not (is_storage and has_key and whole_view and _are_counts([count, offset, part])):
+        if not (is_storage and has_key and view_fits and _are_counts([count, offset, part])):
             raise ConversionError(
                 f"{self.path} holds an unknown kind of storage",
                 got=f"a {type(pid).__name__} at byte {self.at}",
@@ -414,12 +414,7 @@ def _parameter(m: _Machine, args: tuple) -> TensorEntry:
 
 def _subclass(m: _Machine, args: tuple) -> TensorEntry:
     """function, class, arguments, attributes -> the tensor"""
-    if (
-        len(args) != 4
-        or type(args[0]) is not Global
-        or args[0].call is not _tensor
-        or type(args[2]) is not tuple
-    ):
+    if len(args) != 4 or type(args[0]) is not Global or args[0].call is not _tensor:
         raise ValueError("a kind of tensor that is not made from a tensor")
     return _tensor(m, args[2])
 

@@ -149,7 +149,7 @@ class Model:
 
         With `foreign`, keys that begin with _ and harmless arguments of other implementations may occur.
         """
-        config, notes = {}, []
+        config, idle = {}, []
         for key, value in self.aliases(dict(given)).items():
             if key in self.keys:
                 config[key] = coerce(key, self.keys[key], value, origin)
@@ -163,7 +163,7 @@ class Model:
                         got=repr(value),
                         expected=" or ".join(map(repr, allowed)),
                     )
-                notes.append(f"{origin}: {key}={value!r} has no effect here, ignored")
+                idle.append(f"{key}={value!r}")
             else:
                 close = difflib.get_close_matches(key, self.keys, 1)
                 raise ConversionError(
@@ -171,7 +171,7 @@ class Model:
                     expected=f"{close[0]!r}?" if close else ", ".join(self.keys),
                     remedy=f"correct or remove the key in {origin}",
                 )
-        return config, notes
+        return config, [f"{origin}: without effect here: {', '.join(idle)}"] if idle else []
 
     def require(self, config: Config, dims: Mapping[str, int]) -> Config:
         """The configuration in the order of `keys`; raises one error for all arguments that nobody gave."""

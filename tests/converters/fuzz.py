@@ -13,34 +13,20 @@ What a command wrote is compared with what torch, safetensors and protobuf read 
 
 import argparse
 import contextlib
-import gc
-import hashlib
-import importlib.util
 import io
 import itertools
 import json
 import math
 import os
 import pickle
-import random
 import re
-import resource
-import select
 import shutil
-import signal
-import socket
-import stat
 import struct
 import subprocess
 import sys
-import tempfile
-import threading
-import time
-import traceback
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -136,7 +122,7 @@ def _leaves(thing: object, depth: int = 0) -> object:
     return None
 
 
-TORCH_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+TORCH_DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
 
 def _ckpt_message():
@@ -792,7 +778,18 @@ def lengths(case: Case) -> str:
     for _ in range(rng.choice((1, 1, 2))):
         size = rng.choice((1, 2, 4, 8))
         at, top = somewhere(case, file, len(data)), 1 << 8 * size
-        numbers = (0, 1, top // 2 - 1, top // 2, top - 1, top - 2, len(data), len(data) - 1, len(data) + 1, at)
+        numbers = (
+            0,
+            1,
+            top // 2 - 1,
+            top // 2,
+            top - 1,
+            top - 2,
+            len(data),
+            len(data) - 1,
+            len(data) + 1,
+            at,
+        )
         n = rng.choice(numbers) % top
         data[at : at + size] = n.to_bytes(size, rng.choice(("little", "little", "big")))[: len(data) - at]
         done.append(f"{n:#x} in {size} bytes at {at}")
@@ -844,7 +841,9 @@ def cuts(case: Case) -> str:
     path = case.folder / "in" / file
     size = path.stat().st_size
     ends = [at for name, (place, at) in case.base.spots("ema").items() if place == file]
-    length = rng.choice((rng.randrange(size), rng.randrange(min(size, 64)), size - 1 - rng.randrange(min(size, 64))))
+    length = rng.choice(
+        (rng.randrange(size), rng.randrange(min(size, 64)), size - 1 - rng.randrange(min(size, 64)))
+    )
     if ends and rng.random() < 0.4:
         length = rng.choice(ends)
     os.truncate(path, length)
@@ -876,7 +875,12 @@ def nothing(case: Case) -> str:
     rng = case.begin()
     plain = case.to == "ours" and case.layout == case.base.layout and case.dtype in ("keep", "fp32", "bf16")
     free = "--force" in case.options or not any((case.folder / "out").iterdir())
-    has_which = case.which == "ema" or case.base.name in ("latte-zip", "latte-legacy", "t2v-official", "latte-ckpt")
+    has_which = case.which == "ema" or case.base.name in (
+        "latte-zip",
+        "latte-legacy",
+        "t2v-official",
+        "latte-ckpt",
+    )
     if plain and (free or case.inspects) and has_which:
         case.must = "convert"
     elif case.base.wrapper and rng.random() < 0.5:
@@ -905,13 +909,49 @@ def restore(case: Case, tensors: Tensors, container: str | None = None) -> str:
 
 
 def odd_name(rng: Random, name: str) -> str:
-    numbers = ["99999999999", "9" * 400, "007", "-1", "1e3", "٣", "²", "{i}", "1_0", "+1", " 1", "999999", "200"]
+    numbers = [
+        "99999999999",
+        "9" * 400,
+        "007",
+        "-1",
+        "1e3",
+        "٣",
+        "²",
+        "{i}",
+        "1_0",
+        "+1",
+        " 1",
+        "999999",
+        "200",
+    ]
     other = [re.sub(r"(?<=\.)\d+(?=\.)", rng.choice(numbers), name, count=1)] * 6
-    texts = ["\0", "\x1b[2J\x1b[31m", "\n", "\r", "\u2028", "\u202e", "{i}", "{0.__class__}", "%s%n", "\ud800", "é", "\ufeff"]
+    texts = [
+        "\0",
+        "\x1b[2J\x1b[31m",
+        "\n",
+        "\r",
+        "\u2028",
+        "\u202e",
+        "{i}",
+        "{0.__class__}",
+        "%s%n",
+        "\ud800",
+        "é",
+        "\ufeff",
+    ]
     text = rng.choice(texts)
     other += [name + text, text + name, name.replace(".", text, 1), text]
     other += ["", ".", "..", "../" + name, "/etc/passwd", "..\\x", name + "/", " " + name, name + " "]
-    other += ["__metadata__", "__class__", "ema", "model", "state_dict", "ema." + name, "swap." + name, "adam_m." + name]
+    other += [
+        "__metadata__",
+        "__class__",
+        "ema",
+        "model",
+        "state_dict",
+        "ema." + name,
+        "swap." + name,
+        "adam_m." + name,
+    ]
     other += ["module." + name, "module.", "_orig_mod." * 500 + name, name * 3, name.upper(), "x" * 100_000]
     other += [name + ".weight", name.rpartition(".")[0], "\x1b" * 30_000, "😀" * 30_000, name + "\u0301"]
     return rng.choice(other)
@@ -932,7 +972,9 @@ def names(case: Case) -> str:
             tensors[n] = new, tensor
         what.append(f"{name} -> {ascii(new)[:60]}")
     if rng.random() < 0.1:
-        prefix = rng.choice(("module.", "module.module.", "ema.", "network.", "model.", "\x1b[2J", "x" * 1000))
+        prefix = rng.choice(
+            ("module.", "module.module.", "ema.", "network.", "model.", "\x1b[2J", "x" * 1000)
+        )
         tensors = [(prefix + name, tensor) for name, tensor in tensors]
     container = restore(case, tensors)
     return f"names in {container}: {', '.join(what[:3])}"
@@ -947,18 +989,41 @@ def tensors(case: Case) -> str:
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         n = rng.randrange(len(found))
         name, (dtype, shape, raw) = found[n]
-        how = rng.choice(("drop", "double", "twice with zeros", "exchange", "shape", "type", "order", "block"))
+        how = rng.choice(
+            ("drop", "double", "twice with zeros", "exchange", "shape", "type", "order", "block")
+        )
         if how == "drop" and len(found) > 1:
             del found[n]
         elif how in ("double", "twice with zeros"):
-            found.insert(rng.randrange(len(found)), (name, Tensor(dtype, shape, raw if how == "double" else bytes(len(raw)))))
+            found.insert(
+                rng.randrange(len(found)),
+                (name, Tensor(dtype, shape, raw if how == "double" else bytes(len(raw)))),
+            )
         elif how == "exchange":
             m = rng.randrange(len(found))
             found[n], found[m] = (name, found[m][1]), (found[m][0], found[n][1])
         elif how == "shape":
             size = math.prod(shape)
-            shapes = [shape[::-1], (size,), (1, *shape), (*shape, 1), (), (0,), (*shape, 0), (1,) * 33 + shape, shape[:-1]]
-            shapes += [(size + 1,), (1 << 62, 4), (1 << 32, 1 << 32), (2, *shape), shape[1:], (size, 1), (1 << 63,)]
+            shapes = [
+                shape[::-1],
+                (size,),
+                (1, *shape),
+                (*shape, 1),
+                (),
+                (0,),
+                (*shape, 0),
+                (1,) * 33 + shape,
+                shape[:-1],
+            ]
+            shapes += [
+                (size + 1,),
+                (1 << 62, 4),
+                (1 << 32, 1 << 32),
+                (2, *shape),
+                shape[1:],
+                (size, 1),
+                (1 << 63,),
+            ]
             new = rng.choice(shapes)
             honest = math.prod(new) * WORDS[dtype][0]
             if rng.random() < 0.7 and honest < 1 << 20:
@@ -974,7 +1039,10 @@ def tensors(case: Case) -> str:
             rng.shuffle(found)
         else:  # a block more or less, or all of one type
             word_ = rng.choice(list(WORDS))
-            found = [(other, Tensor(word_, t.shape, (t.raw * 8)[: math.prod(t.shape) * WORDS[word_][0]])) for other, t in found]
+            found = [
+                (other, Tensor(word_, t.shape, (t.raw * 8)[: math.prod(t.shape) * WORDS[word_][0]]))
+                for other, t in found
+            ]
             how = f"all {word_}"
         what.append(f"{how} {name}")
     container = restore(case, found)
@@ -989,15 +1057,36 @@ def values(case: Case) -> str:
     found = dict(case.base.tensors(case.which))
     wide = rng.random() < 0.3
     special = {
-        "F64": [0x7FF0 << 48, 0xFFF0 << 48, 0x7FF0000000000001, 0x7FEFFFFFFFFFFFFF, 1, 0x8000 << 48, 0x47EFFFFFF0000000],
-        "F32": [0x7F800000, 0xFF800000, 0x7F800001, 0x7FC00000, 0x7F7FFFFF, 0x477FF000, 0x477FEFFF, 0x7F7F8000, 1, 0x80000000],
+        "F64": [
+            0x7FF0 << 48,
+            0xFFF0 << 48,
+            0x7FF0000000000001,
+            0x7FEFFFFFFFFFFFFF,
+            1,
+            0x8000 << 48,
+            0x47EFFFFFF0000000,
+        ],
+        "F32": [
+            0x7F800000,
+            0xFF800000,
+            0x7F800001,
+            0x7FC00000,
+            0x7F7FFFFF,
+            0x477FF000,
+            0x477FEFFF,
+            0x7F7F8000,
+            1,
+            0x80000000,
+        ],
         "F16": [0x7C00, 0xFC00, 0x7C01, 0x7E00, 0x7BFF, 1, 0x8000],
         "BF16": [0x7F80, 0xFF80, 0x7F81, 0x7F7F, 1, 0x8000, 0x477F],
     }
     what = []
     if wide:
         found = {
-            name: Tensor("F64", t.shape, np.random.default_rng(n).normal(size=t.shape).tobytes()) if t.word in FLOATS else t
+            name: Tensor("F64", t.shape, np.random.default_rng(n).normal(size=t.shape).tobytes())
+            if t.word in FLOATS
+            else t
             for n, (name, t) in enumerate(found.items())
         }
     for name in rng.sample(sorted(found), min(len(found), 3)):
@@ -1023,7 +1112,11 @@ def torch_things(case: Case) -> str:
     found = {}
     for name, (dtype, shape, raw) in case.base.tensors(case.which).items():
         plain = getattr(torch, dict(zip(WORDS, TORCH_DTYPES, strict=True))[dtype])
-        found[name] = torch.frombuffer(bytearray(raw), dtype=plain).reshape(shape) if raw else torch.zeros(shape, dtype=plain)
+        found[name] = (
+            torch.frombuffer(bytearray(raw), dtype=plain).reshape(shape)
+            if raw
+            else torch.zeros(shape, dtype=plain)
+        )
     name = rng.choice(sorted(found))
     tensor = found[name]
     makers: dict[str, Callable] = {
@@ -1050,7 +1143,12 @@ def torch_things(case: Case) -> str:
     saved = {case.base.wrapper: found} if case.base.wrapper else found
     for beside in rng.sample(("set", "namespace", "dates", "arrays"), 2):
         if case.base.wrapper:
-            extra = {"set": {1, 2}, "namespace": argparse.Namespace(a=[1]), "dates": {1: (2.0, None)}, "arrays": np.arange(3)}
+            extra = {
+                "set": {1, 2},
+                "namespace": argparse.Namespace(a=[1]),
+                "dates": {1: (2.0, None)},
+                "arrays": np.arange(3),
+            }
             saved[beside] = extra[beside]
     protocol = rng.choice((2, 2, 3, 4, 5))
     torch.save(
@@ -1095,7 +1193,9 @@ def configuration(case: Case) -> tuple[Path, dict]:
 def configs(case: Case) -> str:
     rng = case.begin()
     path, config = configuration(case)
-    how = rng.choice(("value", "value", "value", "value", "unknown", "drop", "twice", "whole", "class", "number"))
+    how = rng.choice(
+        ("value", "value", "value", "value", "unknown", "drop", "twice", "whole", "class", "number")
+    )
     keys = sorted(config) or ["num_heads"]
     pairs = {key: json.dumps(value) for key, value in config.items()}
     key, odd = rng.choice(keys), rng.choice(ODD_JSON)
@@ -1105,7 +1205,20 @@ def configs(case: Case) -> str:
     if how == "value":
         pairs[key] = odd
     elif how == "unknown":
-        key = rng.choice(("nub_heads", "_x", "", "\x1b[2J", "x" * DEEP, "__class__", "num_heads ", "\ud800", "model_type", "shift_factor"))
+        key = rng.choice(
+            (
+                "nub_heads",
+                "_x",
+                "",
+                "\x1b[2J",
+                "x" * DEEP,
+                "__class__",
+                "num_heads ",
+                "\ud800",
+                "model_type",
+                "shift_factor",
+            )
+        )
         pairs[key] = odd
     elif how == "drop":
         pairs.pop(key, None)
@@ -1159,8 +1272,18 @@ def indices(case: Case) -> str:
         trick = index["weight_map"] = rng.choice((None, [], {}, 3, "x", {"a": {}}, [["a", shard]]))
     elif how == "metadata":
         lies = [None, [], 3, {"total_size": -1}, {"total_size": "x"}, {"format": "pt", "sha256": "0" * 64}]
-        lies += [{"model": "Latte", "config": "{}", "layout": "ours"}, {"model": "Latte", "config": "{", "layout": "x"}]
-        lies += [{**index.get("metadata", {}), "config": rng.choice(ODD_JSON[:30]), "model": rng.choice(MODELS), "layout": "ours"}]
+        lies += [
+            {"model": "Latte", "config": "{}", "layout": "ours"},
+            {"model": "Latte", "config": "{", "layout": "x"},
+        ]
+        lies += [
+            {
+                **index.get("metadata", {}),
+                "config": rng.choice(ODD_JSON[:30]),
+                "model": rng.choice(MODELS),
+                "layout": "ours",
+            }
+        ]
         trick = index["metadata"] = rng.choice(lies)
     elif how == "swap":
         index["weight_map"] = {k: shards[shards.index(v) - 1] for k, v in places.items()}
@@ -1231,9 +1354,24 @@ def metadata(case: Case) -> str:
     elif key == "drop":
         del words[rng.choice(sorted(words))]
     elif key == "whole":
-        words = rng.choice((None, [], 3, "x", {"a": 1}, {"a": None}, {"a": {}}, {"\x1b[2J": "\x1b[2J"}, {"a": "x" * DEEP}, {"": ""}))
+        words = rng.choice(
+            (
+                None,
+                [],
+                3,
+                "x",
+                {"a": 1},
+                {"a": None},
+                {"a": {}},
+                {"\x1b[2J": "\x1b[2J"},
+                {"a": "x" * DEEP},
+                {"": ""},
+            )
+        )
     else:
-        words[rng.choice((key, "\x1b[2J", "config "))] = rng.choice(("np", "tf", "\x1b[31m\n", "\ud800", "x" * DEEP, "../x"))
+        words[rng.choice((key, "\x1b[2J", "config "))] = rng.choice(
+            ("np", "tf", "\x1b[31m\n", "\ud800", "x" * DEEP, "../x")
+        )
     header.pop("__metadata__", None)
     case.weights.write_bytes(header_bytes(json.dumps({"__metadata__": words, **header})) + raw[8 + length :])
     return f"metadata: {key} is {ascii(words if key == 'whole' else words.get(key))[:60]}"
@@ -1249,7 +1387,9 @@ def headers(case: Case) -> str:
     name, other = rng.sample([key for key in header if key != "__metadata__"], 2)
     info = header[name]
     first, last = info["data_offsets"]
-    how = rng.choice(("offsets", "offsets", "shape", "shape", "dtype", "entry", "text", "length", "body", "many"))
+    how = rng.choice(
+        ("offsets", "offsets", "shape", "shape", "dtype", "entry", "text", "length", "body", "many")
+    )
     if how == "offsets":
         end = len(body)
         info["data_offsets"] = rng.choice((
@@ -1268,12 +1408,32 @@ def headers(case: Case) -> str:
             info["data_offsets"] = [first, rng.choice((first, last))]
         what = info["shape"]
     elif how == "dtype":
-        what = info["dtype"] = rng.choice(("F8_E4M3", "C64", "f32", "", None, 3, [], {}, "x" * DEEP, "\x1b[2J", "U16", "BOOL", "F32 "))
+        what = info["dtype"] = rng.choice(
+            ("F8_E4M3", "C64", "f32", "", None, 3, [], {}, "x" * DEEP, "\x1b[2J", "U16", "BOOL", "F32 ")
+        )
     elif how == "entry":
-        what = rng.choice((None, [], {}, 3, "x", {**info, "more": 1}, {"dtype": "F32"}, [info], {"shape": []}))
+        what = rng.choice(
+            (None, [], {}, 3, "x", {**info, "more": 1}, {"dtype": "F32"}, [info], {"shape": []})
+        )
         header[name] = what
     elif how == "length":
-        what = rng.choice((0, 1, 2, 7, length - 1, length + 1, length + 8, 2**63, 2**64 - 1, 10**8, 10**8 + 1, len(raw) - 8, len(raw)))
+        what = rng.choice(
+            (
+                0,
+                1,
+                2,
+                7,
+                length - 1,
+                length + 1,
+                length + 8,
+                2**63,
+                2**64 - 1,
+                10**8,
+                10**8 + 1,
+                len(raw) - 8,
+                len(raw),
+            )
+        )
         case.weights.write_bytes(what.to_bytes(8, "little") + raw[8:])
         return f"header length {what} of {length}"
     elif how == "body":
@@ -1286,7 +1446,21 @@ def headers(case: Case) -> str:
         return what
     text = json.dumps(header)
     if how == "text":
-        what = rng.choice(("twice", "deep", "deep in entry", "tail", "bom", "list", "nul", "twice in entry", "spaces", "latin", "huge"))
+        what = rng.choice(
+            (
+                "twice",
+                "deep",
+                "deep in entry",
+                "tail",
+                "bom",
+                "list",
+                "nul",
+                "twice in entry",
+                "spaces",
+                "latin",
+                "huge",
+            )
+        )
         text = {
             "twice": text[:-1] + f", {json.dumps(name)}: {json.dumps(info)}}}",
             "deep": "[" * DEEP,
@@ -1314,16 +1488,37 @@ def extras(case: Case) -> str:
         rng.choice((f"{case.weights.name}.extras.safetensors", f"{case.weights.stem}.extras.safetensors"))
     )
     table = Tensor("F32", (120, 12), Random(1).randbytes(120 * 12 * 4))
-    how = rng.choice(("override", "honest", "surplus", "odd name", "junk", "empty", "folder", "fifo", "link", "loop", "itself", "cut"))
+    how = rng.choice(
+        (
+            "override",
+            "honest",
+            "surplus",
+            "odd name",
+            "junk",
+            "empty",
+            "folder",
+            "fifo",
+            "link",
+            "loop",
+            "itself",
+            "cut",
+        )
+    )
     honest = safetensors_bytes([("caption_projection.y_embedding", table)])
     if how == "override":
-        place.write_bytes(safetensors_bytes([(name, Tensor(tensor.word, tensor.shape, bytes(len(tensor.raw))))]))
+        place.write_bytes(
+            safetensors_bytes([(name, Tensor(tensor.word, tensor.shape, bytes(len(tensor.raw))))])
+        )
     elif how in ("honest", "cut"):
         place.write_bytes(honest if how == "honest" else honest[: rng.randrange(len(honest))])
     elif how == "surplus":
-        place.write_bytes(safetensors_bytes([("x", table), ("pos_embed.pos_embed", table), ("temp_pos_embed", table)]))
+        place.write_bytes(
+            safetensors_bytes([("x", table), ("pos_embed.pos_embed", table), ("temp_pos_embed", table)])
+        )
     elif how == "odd name":
-        place.write_bytes(safetensors_bytes([(odd_name(rng, name).encode("ascii", "replace").decode(), table)]))
+        place.write_bytes(
+            safetensors_bytes([(odd_name(rng, name).encode("ascii", "replace").decode(), table)])
+        )
     elif how == "junk":
         place.write_bytes(rng.randbytes(100))
     elif how == "empty":
@@ -1336,3 +1531,613 @@ def extras(case: Case) -> str:
         place.unlink(missing_ok=True)
         place.symlink_to({"link": "/dev/zero", "loop": place.name, "itself": case.weights.name}[how])
     return f"extras beside: {how}"
+
+
+# ----------------------------------------------------------------------------------------- hostile containers
+
+
+def dangerous_programs(canary: Path) -> dict[str, bytes]:
+    """Values whose unpickling would do something: each would leave a file in `canary`."""
+    hit = str(canary / "hit")
+    shell, code = f"touch {hit}", f"open({hit!r}, 'w').close()"
+    found = {
+        f"{module}.{name}": call(module, name, word(argument))
+        for module, name, argument in [
+            ("os", "system", shell), ("posix", "system", shell), ("nt", "system", shell), ("subprocess", "getoutput", shell),
+            ("builtins", "eval", code), ("builtins", "exec", code), ("__builtin__", "eval", code), ("os", "mkdir", hit), ("os", "unlink", "../x"),
+            ("builtins", "__import__", "this"), ("importlib", "import_module", "antigravity"), ("ctypes", "CDLL", "x.so"), ("runpy", "run_path", hit),
+            ("pty", "spawn", "sh"), ("webbrowser", "open", "http://localhost"), ("shutil", "rmtree", "in"), ("pathlib.Path", "touch", hit),
+            ("torch", "load", "in/x"), ("torch.hub", "load", "x"), ("numpy", "load", "in/x"), ("pickle", "loads", "x"), ("timeit", "timeit", code),
+            ("torch._utils", "os.system", shell), ("torch.serialization", "os.system", shell), ("os", "path.exists", hit), ("code", "interact", ""),
+            ("torch.jit", "load", "in/x"), ("torch._dynamo.guards", "GuardBuilder.get", code), ("logging.config", "listen", ""),
+            ("converters.containers.source", "open_source", "in"), ("operator", "attrgetter", "system"), ("builtins", "getattr", "x"),
+            ("torch.storage", "_load_from_bytes", "x"), ("torch", "storage._load_from_bytes", "x"), ("numpy.f2py.crackfortran", "myeval", code),
+            ("numpy.testing._private.utils", "runstring", code), ("collections", "namedtuple", "x"), ("functools", "partial", "x"),
+            ("torch\n", "x", ""), ("", "", ""), ("os\0", "system", shell), ("builtins", "eval.__call__", code), ("\ud800", "x", ""),
+            ("torch.utils._config_module", "load_config", "x"), ("ssl", "get_server_certificate", "x"), ("doctest", "debug_script", code),
+        ]
+    }  # fmt: skip
+    popen = named("subprocess", "Popen")
+    more = {
+        "STACK_GLOBAL": word("os") + word("system") + pickle.STACK_GLOBAL + tup(word(shell)) + pickle.REDUCE,
+        "STACK_GLOBAL from memo": word("os") + b"q\x01" + word("system") + b"q\x020h\x01h\x02\x93" + tup(word(shell)) + b"R",
+        "NEWOBJ": popen + tup(word(shell)) + pickle.NEWOBJ,
+        "NEWOBJ_EX": popen + tup(word(shell)) + entries([(word("shell"), pickle.NEWTRUE)]) + pickle.NEWOBJ_EX,
+        "INST": pickle.MARK + word(shell) + pickle.INST + b"os\nsystem\n",
+        "OBJ": pickle.MARK + popen + word(shell) + pickle.OBJ,
+        "protocol 0": f"cos\nsystem\n(S'{shell}'\ntR".encode(),
+        "reduce of a reduce": call("builtins", "getattr", named("os", "system"), word("__call__")) + tup(word(shell)) + b"R",
+        "EXT1": pickle.EXT1 + b"\x01" + tup() + b"R",
+        "EXT2": pickle.EXT2 + b"\xff\xff" + tup() + b"R",
+        "EXT4": pickle.EXT4 + b"\xff\xff\xff\x7f" + tup() + b"R",
+        "setstate": call("argparse", "Namespace") + entries([(word("__setstate__"), named("os", "system"))]) + b"b" + word(shell) + b"b",
+        "state with slots": call("argparse", "Namespace") + tup(pickle.NONE, entries([(word("a"), named("os", "system"))])) + b"b",
+        "module of 1 MB": pickle.GLOBAL + b"o" * (1 << 20) + b"\nsystem\n",
+        "name without end": pickle.GLOBAL + b"os\nsystem",
+        "persistent": word("os.system") + pickle.BINPERSID,
+        "PERSID": pickle.PERSID + b"os.system\n",
+        "persistent of globals": tup(word("storage"), named("os", "system"), word("0"), word("cpu"), number(1)) + b"Q",
+        "encode": call("_codecs", "encode", word("x"), word("rot13")),
+        "encode zip": call("_codecs", "encode", word("x"), word("zip")),
+        "parameter of a global": call("torch._utils", "_rebuild_parameter", named("os", "system"), b"\x89", b"}"),
+        "subclass": call("torch._tensor", "_rebuild_from_type_v2", named("os", "system"), named("os", "system"), tup(word(shell)), b"}"),
+        "NEXT_BUFFER": pickle.NEXT_BUFFER,
+    }  # fmt: skip
+    return {**found, **more}
+
+
+def strange_programs(rng: Random) -> dict[str, bytes]:
+    """Values that cost time or memory, or are of a kind that nobody expects; not dangerous in themselves."""
+    n = rng.choice((100, 10_000, 100_000))
+    many = n * 4
+    doubled = pickle.EMPTY_TUPLE + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + pickle.TUPLE2 for i in range(60))
+    lists = b"]q\x00" + b"".join(b"]q" + bytes([i + 1]) + (b"h" + bytes([i]) + b"a") * 9 for i in range(20))
+    long_ = 1 << 31
+    ones = [1] * 40
+    return {
+        "billion tuples": doubled,
+        "billion tuples as key": entries([(doubled, pickle.NONE)]),
+        "billion tuples as persistent id": doubled + pickle.BINPERSID,
+        "billion lists": lists,
+        "deep tuple": pickle.EMPTY_TUPLE + pickle.TUPLE1 * n,
+        "deep list": b"]" * n + b"a" * (n - 1),
+        "deep dict": (b"}" + word("a")) * n + b"N" + b"s" * n,
+        "deep key": entries([(pickle.EMPTY_TUPLE + pickle.TUPLE1 * n, b"N")]),
+        "marks": b"(" * n,
+        "marks closed": b"(" * n + b"t" * n,
+        "memo bomb": b"]" + b"r\xff\xff\xff\xff",
+        "memo numbers": b"N" + b"".join(b"r" + struct.pack("<I", i * 1000) for i in range(1000)),
+        "memo missing": b"j\xff\xff\xff\xff",
+        "itself": b"}q\x00" + word("ema") + b"h\x00s",
+        "itself in a list": b"]q\x00h\x00a",
+        "BINBYTES8": pickle.BINBYTES8 + struct.pack("<Q", 1 << 62),
+        "BINUNICODE8": pickle.BINUNICODE8 + struct.pack("<Q", (1 << 64) - 1),
+        "BYTEARRAY8": pickle.BYTEARRAY8 + struct.pack("<Q", 1 << 40),
+        "BINSTRING": pickle.BINSTRING + struct.pack("<i", -1),
+        "LONG4": pickle.LONG4 + struct.pack("<i", -5),
+        "LONG4 huge": pickle.LONG4 + struct.pack("<i", 100_000) + b"\x7f" * 100_000,
+        "FRAME": pickle.FRAME + struct.pack("<Q", (1 << 64) - 1) + b"N",
+        "protocol 255": pickle.PROTO + b"\xff" + b"N",
+        "many empty dicts": b"(" + b"}" * many + b"t",
+        "many numbers": b"(" + b"K\x01" * many + b"l" if rng.random() < 0.1 else b"](" + b"K\x01" * many + b"e",
+        "too many steps": b"](" + b"N" * (1 << 21) + b"e",
+        "copies": call("collections", "OrderedDict") + b"".join([b"b"] * 3),
+        "copied often": b"](" + b"N" * 1000 + b"eq\x010" + b"".join(call("collections", "OrderedDict", b"h\x01") for _ in range(1000)),
+        "bytearray": call("builtins", "bytearray", number(1 << 40)),
+        "range": call("builtins", "range", number(1 << 62)),
+        "list of a range": call("builtins", "list", call("builtins", "range", number(1 << 40))),
+        "slice": call("builtins", "slice", number(0), number(1 << 62)),
+        "numpy": call("numpy.core.multiarray", "_reconstruct", named("numpy", "ndarray"), tup(number(1 << 40)), word("b")),
+        "array state": call("numpy.core.multiarray", "_reconstruct", named("numpy", "ndarray"), tup(number(0)), word("b"))
+        + tup(number(1), tup(number(1 << 40)), named("numpy", "dtype"), b"\x89", word("x")) + b"b",
+        "complex": call("builtins", "complex", number(1)),
+        "date": call("datetime", "datetime", word("x" * 10)),
+        "set": b"\x8f(" + b"]" * 10 + b"\x90",
+        "frozenset": b"(" + b"]" * 10 + b"\x91",
+        "unhashable": entries([(b"]", b"N"), (b"}", b"N")]),
+        "nan as key": entries([(b"G" + struct.pack(">d", math.nan), b"N")] * 100),
+        "surrogate": word(b"\xed\xa0\x80"),
+        "not utf-8": word(b"\xff\xfe"),
+        "attributes": call("argparse", "Namespace") + entries([(word(a), b"N") for a in ("__class__", "__dict__", "what", "__repr__")]) + b"b",
+        "state of a tensor": tensor_program("0", "FloatStorage", (1,), (1,), 1) + b"}b",
+        "stack is empty": b"t0",
+        "pops": b"N0" * 10 + b"N",
+        "dup": b"N2",
+        "odd items": b"}(" + word("a") + b"u",
+        "items of a tuple": b")(" + word("a") + b"Nu",
+        "appends to a dict": b"}Na",
+        "reduce of None": b"N)R",
+        "reduce with a list": named("collections", "OrderedDict") + b"]R",
+        "huge shape": tensor_program("0", "FloatStorage", (1 << 40,), (0,), 1),
+        "huge stride": tensor_program("0", "FloatStorage", (2, 2), (1 << 62, 1), 1),
+        "negative offset": tensor_program("0", "FloatStorage", (1,), (1,), 1, -1),
+        "negative stride": tensor_program("0", "FloatStorage", (2,), (-1,), 4, 2),
+        "huge offset": tensor_program("0", "FloatStorage", (1,), (1,), 1, 1 << 62),
+        "40 axes": tensor_program("0", "FloatStorage", ones, ones, 1),
+        "huge count": tensor_program("0", "FloatStorage", (1,), (1,), 1 << 62),
+        "negative count": tensor_program("0", "FloatStorage", (0,), (1,), -1),
+        "other type": tensor_program("0", "DoubleStorage", (1,), (1,), 1),
+        "unknown type": tensor_program("0", "ComplexFloatStorage", (1,), (1,), 1),
+        "key ../": tensor_program("../data.pkl", "ByteStorage", (1,), (1,), 1),
+        "key of 100 kB": tensor_program("k" * 100_000, "FloatStorage", (1,), (1,), 1),
+        "persistent tuple": tup(word("storage"), b"N", b"N", b"N", b"N") + b"Q",
+        "persistent list": b"]Q",
+        "persistent view": tup(word("storage"), named("torch", "FloatStorage"), word("0"), word("cpu"), number(1),
+                               tup(word("v"), number(0), number(long_))) + b"Q",
+        "default": call("collections", "defaultdict", named("collections", "OrderedDict")),
+        "counter": call("collections", "Counter", entries([(word("a"), number(1))])),
+        "size": call("torch", "Size", tup(*[number(1 << 40)] * 40)),
+        "device": call("torch", "device", word("cuda:0")),
+        "int of Python 2": b"I01\n",
+        "text of Python 2": b"S'a'\n",
+        "noise": rng.randbytes(200),
+        "opcodes": bytes(rng.choice(b"()tlu}]asbRq\x01h\x01N\x88\x89K\x01\x85\x86\x87QcX\x94\x93\x81") for _ in range(300)),
+    }  # fmt: skip
+
+
+@kind(9)
+def pickles(case: Case) -> str:
+    """A pickle made by hand in a torch file, with the seed's weights beside it or without."""
+    rng = case.begin("zip", "legacy")
+    danger = rng.random() < 0.5
+    programs = dangerous_programs(case.canary) if danger else strange_programs(rng)
+    name = rng.choice(list(programs))
+    program = programs[name]
+    state, storages = state_program(list(case.base.tensors(case.which).items()))
+    how = rng.choice(("whole", "beside", "before", "as a weight", "as a key", "wrapped"))
+    program = {
+        "whole": program,
+        "beside": entries([(word("ema"), state), (word("opt"), program)]),
+        "before": entries([(word("a"), program), (word("state_dict"), state)]),
+        "as a weight": state[:-1] + word("x_embedder.proj.weight") + program + pickle.SETITEMS,
+        "as a key": entries([(word("ema"), state), (program, pickle.NONE)]),
+        "wrapped": entries([(word("ema"), program)]),
+    }[how]
+    container = case.base.container if rng.random() < 0.8 else rng.choice(("zip", "legacy"))
+    data = (torch_zip if container == "zip" else torch_legacy)(program, storages)
+    case.weights.write_bytes(data)
+    if danger:
+        case.must = "refuse"
+    elif how in ("whole", "as a weight", "wrapped") and case.script != INSPECT:
+        case.readable = False
+    return f"pickle {ascii(name)} {how}, {container}"
+
+
+@kind(8)
+def zips(case: Case) -> str:
+    """The archive around a torch file: directory, entries, flags, sizes."""
+    rng = case.begin("zip")
+    with zipfile.ZipFile(case.weights) as archive:
+        parts = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    root = parts[0][0].partition("/")[0]
+    data = dict(parts)
+    tricks = (
+        "compressed", "bomb", "escape", "absolute", "twice", "twice the pickle", "encrypted", "descriptor", "overlap", "other local name",
+        "central field", "central field", "central field", "local field", "end field", "end field", "comment", "junk before", "many", "two roots",
+        "big endian", "byte order", "no byte order", "missing", "short", "long", "method", "symlink", "script", "version", "zip64", "folder entry",
+        "zip in a comment", "two archives", "no directory", "names", "pickle as data", "deep root", "empty pickle",
+    )  # fmt: skip
+    how = rng.choice(tricks)
+    key = rng.choice([name for name in data if "/data/" in name] or list(data))
+    raw = None
+    if how == "compressed":
+        raw = zip_bytes(parts, rng.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)))
+    elif how == "bomb":
+        data[rng.choice((key, f"{root}/data.pkl"))] = bytes(100 << 20)
+        raw = zip_bytes(list(data.items()), zipfile.ZIP_DEFLATED)
+    elif how in ("escape", "absolute"):
+        name = rng.choice(("../../x", "../canary/hit", "..\\x")) if how == "escape" else str(case.canary / "hit")
+        parts.append((name if rng.random() < 0.5 else f"{root}/{name}", b"x"))
+    elif how == "twice":
+        parts.append((key, bytes(len(data[key]))))
+    elif how == "twice the pickle":
+        parts.insert(rng.randrange(len(parts)), (f"{root}/data.pkl", pickle.dumps({}, 2)))
+    elif how == "many":
+        parts += [(f"{root}/more/{n}", b"") for n in range(rng.choice((1000, 20_000)))]
+    elif how == "two roots":
+        parts.append(("other/data.pkl", data[f"{root}/data.pkl"]))
+    elif how in ("big endian", "byte order", "no byte order"):
+        parts = [(name, text) for name, text in parts if not name.endswith("byteorder")]
+        order = {"big endian": b"big", "byte order": rng.choice((b"", b"BIG", b"little\n", b"middle", b"x" * 10_000))}.get(how)
+        parts += [(f"{root}/byteorder", order)] if order is not None else []
+    elif how == "missing":
+        parts = [(name, text) for name, text in parts if name != key]
+    elif how in ("short", "long"):
+        data[key] = data[key][:-1] if how == "short" else data[key] + bytes(rng.choice((1, 4, 1000)))
+        parts = list(data.items())
+    elif how == "symlink":
+        info = zipfile.ZipInfo(key)
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        parts = [(info, b"/etc/passwd") if name == key else (name, text) for name, text in parts]
+    elif how == "script":
+        parts += [(f"{root}/constants.pkl", pickle.dumps((), 2)), (f"{root}/code/x.py", b"import os")]
+    elif how == "folder entry":
+        parts += [(f"{root}/", b""), (f"{root}/data/", b"")]
+    elif how == "names":
+        parts.append((ascii(odd_name(rng, key))[:60_000], b"x"))
+    elif how == "pickle as data":
+        data[key] = data[f"{root}/data.pkl"]
+        parts = list(data.items())
+    elif how == "deep root":
+        parts = [(f"a/{name}", text) for name, text in parts]
+    elif how == "empty pickle":
+        data[f"{root}/data.pkl"] = rng.choice((b"", b".", b"N.", b"\x80\x02", b"\x80\x02}."))
+        parts = list(data.items())
+    raw = bytearray(raw or zip_bytes(parts))
+    file = zipfile.ZipFile(io.BytesIO(raw))
+    end = raw.rindex(b"PK\x05\x06")
+    central = []  # first bytes of the entries of the directory
+    at = file.start_dir
+    while raw[at : at + 4] == b"PK\x01\x02":
+        central.append(at)
+        at += 46 + sum(struct.unpack("<3H", raw[at + 28 : at + 34]))
+    one = rng.choice(central)
+    local = int.from_bytes(raw[one + 42 : one + 46], "little")
+    extreme = rng.choice((0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF, len(raw), file.start_dir))
+    what = ""
+
+    def put(place: int, fields: Mapping[str, tuple[int, int]], name: str = "") -> str:
+        name = name or rng.choice(list(fields))
+        offset, size = fields[name]
+        raw[place + offset : place + offset + size] = (extreme % (1 << 8 * size)).to_bytes(size, "little")
+        return f"{name} {extreme % (1 << 8 * size):#x}"
+
+    if how == "encrypted":
+        raw[one + 8] |= 1
+        raw[local + 6] |= rng.choice((0, 1))
+    elif how == "descriptor":
+        raw[one + 8] |= 8
+        raw[local + 6] |= 8
+        raw[local + 14 : local + 26] = bytes(12)
+    elif how == "overlap":
+        raw[one + 42 : one + 46] = raw[(other := rng.choice(central)) + 42 : other + 46]
+    elif how == "other local name":
+        raw[local + 30] ^= 1
+    elif how == "method":
+        extreme = rng.choice((1, 6, 8, 9, 12, 14, 93, 95, 99))
+        what = put(one, CENTRAL, "method")
+    elif how == "version":
+        what = put(one, CENTRAL, rng.choice(("made by", "needs")))
+    elif how == "central field":
+        what = put(one, CENTRAL)
+    elif how == "local field":
+        what = put(local, LOCAL)
+    elif how == "end field":
+        what = put(end, END)
+    elif how == "comment":
+        raw[end + 20 : end + 22] = struct.pack("<H", 65_000)
+        raw += rng.choice((b"c" * 65_000, b"c" * 10, b"PK\x05\x06" * 16_250))
+    elif how == "zip in a comment":
+        inner = zip_bytes([("a/data.pkl", b"N.")])
+        raw[end + 20 : end + 22] = struct.pack("<H", len(inner))
+        raw += inner
+    elif how == "two archives":
+        raw += zip_bytes([("a/data.pkl", b"N.")])
+    elif how == "junk before":
+        raw = rng.choice((b"x" * 100, b"\x89HDF", b"PK\x03\x04" + bytes(60))) + raw
+    elif how == "no directory":
+        del raw[file.start_dir :]
+    elif how == "zip64":
+        record = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, extreme, extreme, extreme, rng.choice((0, extreme, 2**63, 2**64 - 1)))
+        place = struct.pack("<4sIQI", b"PK\x06\x07", 0, rng.choice((end, extreme, 2**64 - 1)), rng.choice((0, 1, extreme)))
+        raw[end:end] = record + place
+    case.weights.write_bytes(raw)
+    return f"zip: {how} {what} of {key}"
+
+
+CENTRAL = {"made by": (4, 2), "needs": (6, 2), "flags": (8, 2), "method": (10, 2), "time": (12, 2), "date": (14, 2), "crc": (16, 4), "packed": (20, 4),
+           "size": (24, 4), "name": (28, 2), "extra": (30, 2), "comment": (32, 2), "disk": (34, 2), "inside": (36, 2), "outside": (38, 4), "place": (42, 4)}  # fmt: skip
+LOCAL = {"needs": (4, 2), "flags": (6, 2), "method": (8, 2), "crc": (14, 4), "packed": (18, 4), "size": (22, 4), "name": (26, 2), "extra": (28, 2)}
+END = {"disk": (4, 2), "start disk": (6, 2), "here": (8, 2), "count": (10, 2), "size": (12, 4), "place": (16, 4), "comment": (20, 2)}
+
+
+@kind(7)
+def protobufs(case: Case) -> str:
+    """Values of a ckpt with lengths, fields and slices that MindSpore would not write."""
+    rng = case.begin("ckpt")
+    found = list(case.base.tensors(case.which).items())
+    n = rng.randrange(len(found))
+    name, tensor = found[n]
+    tag, dims = name.encode(), b"".join(proto(1, k) for k in tensor.shape)
+    type_ = WORDS[tensor.word][2].encode()
+    inner = dims + proto(2, type_) + proto(3, tensor.raw)
+    half = len(tensor.raw) // 2
+    huge = b"\xff" * 9 + b"\x01"
+    word_type = proto(1, proto(1, b"words") + proto(2, proto(1, 1) + proto(2, b"str") + proto(3, "sechs".encode("utf-32-le"))))
+
+    def value(tensor_bytes: bytes, before: bytes = b"", after: bytes = b"", label: bytes = tag) -> bytes:
+        return proto(1, before + proto(1, label) + proto(2, tensor_bytes) + after)
+
+    def piece(raw: bytes, these: bytes = dims, type_: bytes = type_) -> bytes:
+        return value(these + proto(2, type_) + proto(3, raw))
+
+    programs = {
+        "huge length": b"\x0a" + huge + b"x",
+        "length beyond": b"\x0a" + varint(1 << 40) + value(inner)[3:],
+        "endless varint": b"\x0a" + b"\x80" * 100,
+        "overlong varint": b"\x0a" + varint(len(value(inner)) - 3)[:-1] + bytes([varint(9)[0] | 0x80, 0x80, 0]),
+        "group": b"\x0b" * 10_000,
+        "group closed": b"\x0b" + value(inner) + b"\x0c",
+        "nested": proto(1, proto(1, proto(1, proto(1, b"x")))),
+        "wire type 1": b"\x09" + bytes(8),
+        "wire type 5": b"\x0d" + bytes(4),
+        "wire type 7": b"\x0f" + bytes(4),
+        "field 0": b"\x02" + b"\x01x",
+        "field 2^28": varint((1 << 29 | 1) << 3 | 2) + b"\x01x",
+        "unknown field": value(inner, after=proto(9, b"x")),
+        "unknown number": value(inner, after=proto(9, 3)),
+        "tag twice": value(inner, before=proto(1, b"x")),
+        "tensor twice": value(inner, after=proto(2, inner)),
+        "tensor and map": value(inner, after=proto(3, b"")),
+        "map tensor": proto(1, proto(1, tag) + proto(3, proto(1, b"x"))),
+        "no tensor": proto(1, proto(1, tag)),
+        "no tag": proto(1, proto(2, inner)),
+        "empty": proto(1, b""),
+        "empty tag": value(inner, label=b""),
+        "long tag": value(inner, label=b"x" * 100_000),
+        "odd tag": value(inner, label=odd_name(rng, name).encode("utf-8", "surrogatepass")),
+        "tag is not utf-8": value(inner, label=b"\xff\xfe"),
+        "negative dims": piece(tensor.raw, proto(1, -1)),
+        "two negative dims": piece(tensor.raw, proto(1, -1) + proto(1, -len(tensor.raw))),
+        "huge dims": piece(tensor.raw, proto(1, 1 << 62) + proto(1, 4)),
+        "overflowing dims": piece(tensor.raw, proto(1, (1 << 63) - 1) * 30),
+        "zero dims": piece(b"", proto(1, 0) + proto(1, 1 << 62)),
+        "many dims": piece(tensor.raw, proto(1, 1) * 100_000 + dims),
+        "packed dims": piece(tensor.raw, proto(1, b"".join(varint(k) for k in tensor.shape))),
+        "no dims": piece(tensor.raw, b""),
+        "scalar": piece(tensor.raw[:4], proto(1, 0), b"Float32"),
+        "no type": value(dims + proto(3, tensor.raw)),
+        "type twice": value(inner + proto(2, b"Int8")),
+        "unknown type": piece(tensor.raw, type_=rng.choice((b"Complex64", b"float32", b"", b"Float32 ", b"Int4", b"\xff", b"x" * 10_000, b"\x1b[2J"))),
+        "content twice": value(inner + proto(3, tensor.raw)),
+        "no content": value(dims + proto(2, type_)),
+        "short content": piece(tensor.raw[:-1]),
+        "long content": piece(tensor.raw + b"x"),
+        "two slices": piece(tensor.raw[:half]) + piece(tensor.raw[half:]),
+        "slices swapped": piece(tensor.raw[half:]) + piece(tensor.raw[:half]),
+        "slice missing": piece(tensor.raw[:half]),
+        "slice too many": piece(tensor.raw) * 2,
+        "slices disagree": piece(tensor.raw[:half]) + piece(tensor.raw[half:], proto(1, 3)),
+        "slices of two types": piece(tensor.raw[:half]) + piece(tensor.raw[half:], type_=b"Int8"),
+        "slices apart": piece(tensor.raw[:half]) + word_type + piece(tensor.raw[half:]),
+        "a thousand slices": b"".join(piece(tensor.raw[i : i + 4]) for i in range(0, len(tensor.raw), 4)),
+        "empty slices": piece(b"") * 1000 + piece(tensor.raw),
+        "words": word_type + value(inner),
+        "bad words": value(inner) + word_type.replace(b"s\0\0\0", b"s\0\xff\xff", 1),
+        "number": value(inner) + proto(1, proto(1, b"epoch_num") + proto(2, proto(1, 0) + proto(2, b"Int64") + proto(3, bytes(8)))),
+        "moments": value(inner) + proto(1, proto(1, b"adam_m." + tag) + proto(2, inner)),
+        "many values": b"".join(proto(1, proto(1, b"e%d" % i) + proto(2, proto(1, 0) + proto(2, b"Int8") + proto(3, b"x"))) for i in range(70_000)),
+        "encrypted": (0x7F3A5ED8).to_bytes(4, "little") + value(inner),
+    }  # fmt: skip
+    how = rng.choice(list(programs))
+    parts = [value_bytes(*pair) for pair in found]
+    where = rng.choice(("instead", "instead", "first", "last", "alone"))
+    if where == "instead":
+        parts[n] = programs[how]
+    else:
+        parts = {"first": [programs[how], *parts], "last": [*parts, programs[how]], "alone": [programs[how]]}[where]
+    data = b"".join(parts)
+    end = rng.choice(("no crc", "crc", "crc", "wrong crc", "half a crc", "huge crc", "crc twice"))
+    data = {
+        "no crc": data,
+        "crc": with_crc(data),
+        "wrong crc": data + b"crc_num" + bytes(10),
+        "half a crc": with_crc(data)[:-5],
+        "huge crc": data + b"crc_num" + b"\xff" * 10,
+        "crc twice": with_crc(with_crc(data)),
+    }[end]
+    case.weights.write_bytes(data)
+    if end == "wrong crc" and "--verify" in case.options:
+        case.must = "refuse"
+    return f"protobuf: {how} {where} of {name}, {end}"
+
+
+# --------------------------------------------------------------------------------- command lines and file systems
+
+
+@kind(6)
+def lines(case: Case) -> str:
+    """Odd words on the command line."""
+    rng = case.begin()
+    if case.inspects and rng.random() < 0.7:
+        case.script, case.target, case.options = COMMANDS[case.base.family], "out/x.safetensors", []
+    keys = ("num_heads", "input_size", "condition", "num_frames", "num_classes", "sample_size", "video_length", "in_channels",
+            "block_out_channels", "d_model", "num_layers", "layers_per_block", "mlp_ratio", "class_dropout_prob", "norm_num_groups",
+            "temporal_interpolation_scale", "scaling_factor", "layer_norm_epsilon", "pixel_order", "learn_sigma", "extras", "depth",
+            "vocab_size", "is_gated_act", "caption_channels", "relative_attention_max_distance")  # fmt: skip
+    odd = rng.choice([text for text in ODD_JSON if len(text) < 100_000] + ["[" * 50_000, "1," * 5, "4,6", "a=b", "=", ",", "True", "None", "1e999,1"])
+    how = rng.choice(("set", "set", "set", "set", "shards", "shards", "option", "line"))
+    if how == "set":
+        setting = rng.choice((f"{rng.choice(keys)}={odd}", f"{rng.choice(keys)}={odd}", odd, f"={odd}", f"_x={odd}", f"\x1b[2J={odd}", "a" * 50_000))
+        case.settings.append(setting)
+        if case.base.name == "dit" and rng.random() < 0.7:
+            case.settings.append(f"{rng.choice(('num_frames', 'num_classes'))}={rng.choice((3, 10**7, 10**9, 10**12, 10**18))}")
+            case.settings += ["condition=class"] * (rng.random() < 0.6)
+        return f"--set {ascii(setting)[:60]}"
+    if how == "shards":
+        case.target = rng.choice(("out/x", "out/x", "out/x", "out/x.pt"))
+        case.options = [word_ for word_ in case.options if not word_.startswith("--shard")]
+        sizes = ("0", "1", "-1", "1e999", "1e3", "9" * 400, "9" * 5000, "٣", "5GB", "5 gb", "0.4", "0.0001KB", "1.5KiB", "GB", "", " ", "5TB", "1_000",
+                 "nan", "inf", "0x10", "1KB1", "+5", "²", "9" * 300 + "." + "9" * 50)  # fmt: skip
+        size = rng.choice(sizes)
+        case.options.append(f"--shard-size={size}")
+        return f"--shard-size {ascii(size)[:40]}"
+    if how == "option":
+        values_ = ("", " ", "x", "\x1b[2J", "\n", "../x", "é", "\udcff", "-", "--", "--help", "0", "x" * 50_000, "ema,model", "EMA", "ours", "diffusers")
+        value = rng.choice(values_)
+        option = rng.choice(("which", "to", "from", "dtype", "source", "script"))
+        if option in ("which", "dtype"):
+            setattr(case, option, value)
+        elif option == "to":
+            case.to = value
+        elif option == "from":
+            case.layout = value
+        elif option == "source":
+            case.source, case.readable = value, False
+        else:
+            case.script = rng.choice([*COMMANDS.values(), INSPECT])
+        return f"{option} {ascii(value)[:40]}"
+    source, target = f"--source={case.source}", "--target=out/x.pt"
+    case.target = "out/x.pt"
+    spelt = rng.choice((
+        [], ["--help"], ["-h"], ["--version"], [source], [target], [source, target, "more"], [source, target, "--force=1"], ["--", source, target],
+        [f"@{case.source}"], [source, source, target, target], ["--sou", case.source, "--tar", "out/x.pt"], [source, target, "--set"],
+        ["--source", "--target", "out/x.pt"], ["--source", case.source, "--target"], [source, target, "--which"], ["--s=in", target],
+        [source, target, "--set", "a=1", "--set", "b=2"], [source, target, "--verify", "--verify"], ["-x"], ["--source=", "--target="],
+        [source, target, "--to", "ours", "--to", "diffusers"], [source, "--target=out/x.pt", "--nothing"], ["help"], [""], ["\ud800"], ["\x1b[2J"],
+        [source, target, "--help"], ["x" * 100_000],
+    ))  # fmt: skip
+    case.spelt = spelt
+    if "--help" in spelt or "-h" in spelt:
+        case.target = None
+    return f"arguments {ascii(spelt)[:80]}"
+
+
+@kind(6)
+def places(case: Case) -> str:
+    """Sources and targets that are no plain files, or each other."""
+    rng = case.begin()
+    source = case.folder / case.source
+    if rng.random() < 0.45:
+        return odd_source(case, source)
+    if case.inspects:
+        case.script, case.options = COMMANDS[case.base.family], []
+    case.target = f"out/x{rng.choice(ENDINGS)}"
+    case.options = [word_ for word_ in case.options if word_ == "--verify"] + ["--force"] * (rng.random() < 0.6)
+    ending = rng.choice(ENDINGS)
+    out, weights = case.folder / "out", os.path.relpath(case.weights, case.folder)
+    clear(out)
+    out.mkdir()
+    neighbour = case.folder.parent / "neighbour.safetensors"
+    targets: dict[str, Callable[[], str]] = {
+        "the source": lambda: case.source,
+        "the weights": lambda: weights,
+        "link to the weights": lambda: linked(out / "x.safetensors", case.weights),
+        "hard link to the weights": lambda: os.link(case.weights, out / f"x{ending or '.pt'}") or f"out/x{ending or '.pt'}",
+        "folder of the source": lambda: os.path.dirname(weights),
+        "link to the source's folder": lambda: linked(out / "x", case.weights.parent),
+        "link to a folder": lambda: (out / "y").mkdir() or linked(out / "x", out / "y"),
+        "dangling link": lambda: linked(out / f"x{ending}", out / "nothing"),
+        "loop": lambda: linked(out / f"x{ending}", out / f"x{ending}"),
+        "link to a neighbour": lambda: linked(out / "x.safetensors", neighbour),
+        "parent is a link": lambda: linked(out / "x", case.folder / "in") + f"/new{ending}",
+        "parent is a loop": lambda: linked(out / "x", out / "x") + f"/new{ending}",
+        "parent is a file": lambda: f"{weights}/x{ending}",
+        "parent is missing": lambda: f"out/no/x{ending}",
+        "beside the source": lambda: f"{os.path.dirname(weights)}/new{ending}",
+        "inside the source": lambda: f"{case.source}/x{ending}",
+        "side files of the source": lambda: aside(case, rng.choice((".json", ".extras.safetensors"))),
+        "fifo": lambda: os.mkfifo(out / f"x{ending}") or f"out/x{ending}",
+        "folder with an ending": lambda: (out / "x.pt").mkdir() or "out/x.pt",
+        "full folder": lambda: (out / "x").mkdir() or (out / "x/diary.txt").touch() or "out/x",
+        "folder in the folder": lambda: (out / "x/diffusion_pytorch_model").mkdir(parents=True) or "out/x",
+        "config is a folder": lambda: (out / "x.pt.json").mkdir() or "out/x.pt",
+        "config is a link": lambda: linked(out / "x.pt.json", neighbour) and "out/x.pt",
+        "extras are there": lambda: (out / "x.pt.extras.safetensors").write_bytes(b"mine") and "out/x.pt",
+        "extras are a folder": lambda: (out / "x.pt.extras.safetensors").mkdir() or "out/x.pt",
+        "extras are a link": lambda: linked(out / "x.pt.extras.safetensors", neighbour) and "out/x.pt",
+        "a leftover": lambda: (out / ".x.abc.tmp").mkdir() or "out/x",
+        "a leftover file": lambda: (out / ".x.abc.tmp").touch() or "out/x",
+        "read-only folder": lambda: out.chmod(0o500) or f"out/x{ending}",
+        "no ending": lambda: rng.choice(("out/.safetensors", "out/x.", "out/.x", "out/x.safetensors.", "out/..pt", "out/x.npz", "out/x.PT", "out/x.pt ")),
+        "long name": lambda: f"out/{'n' * rng.choice((100, 230, 240, 250, 300))}{ending}",
+        "long path": lambda: "out/" + "n/" * 5000 + f"x{ending}",
+        "here": lambda: rng.choice((".", "", "..", "/", "out/..", "out/.", "./", "out/x/", "out//x", "out/x.pt/", "//")),
+        "odd name": lambda: f"out/{rng.choice(('a\nb', chr(27) + '[2J', '-x', '--help', 'é', '\udcff', '*', '~', ' ', '%s{}', 'a' + chr(0x202E), '[x]', '?'))}{ending}",
+        "device": lambda: rng.choice(("/dev/null", "/dev/full", "/dev/stdout", "/proc/x.pt", "/proc/self/x", "/sys/x.safetensors", "/dev/fd/1")),
+    }  # fmt: skip
+    how = rng.choice(list(targets))
+    case.target = targets[how]()
+    if case.target.startswith(("/dev/", "/proc/", "/sys/")):
+        case.roots.append(Path(case.target).parent)
+    if how == "folder with an ending":
+        case.to = "ours"
+    return f"target is {how}: {ascii(case.target)[:60]}"
+
+
+def linked(link: Path, to: Path) -> str:
+    link.symlink_to(to)
+    return f"out/{link.name}"
+
+
+def aside(case: Case, ending: str) -> str:
+    """The weights under the name that a side file of the target has."""
+    shutil.copy(case.weights, case.folder / f"out/x.safetensors{ending}")
+    case.source, case.readable = f"out/x.safetensors{ending}", False
+    return "out/x.safetensors"
+
+
+def odd_source(case: Case, source: Path) -> str:
+    rng, inside = case.rng, case.folder / "in"
+    case.readable = False
+    weights, odd = case.weights, inside / "odd"
+
+    def sparse(start: bytes, name: str = "odd.pt", size: int = 1 << 30) -> str:
+        (inside / name).write_bytes(start)
+        os.truncate(inside / name, size)
+        return f"in/{name}"
+
+    def full() -> str:
+        odd.mkdir()
+        for n in range(1000):
+            (odd / f"\x1b[{n}").touch()
+        return "in/odd"
+
+    def unix_socket() -> str:
+        with socket.socket(socket.AF_UNIX) as door, contextlib.chdir(inside):
+            door.bind("odd")
+        return "in/odd"
+
+    def to(place: str | Path) -> str:
+        odd.symlink_to(place)
+        return "in/odd"
+
+    def renamed(name: str) -> str:
+        weights.rename(weights.with_name(name))
+        return os.path.relpath(weights.with_name(name), case.folder)
+
+    huge = json.dumps({"a": {"dtype": "F32", "shape": [1 << 27], "data_offsets": [0, 1 << 29]}})
+    sources: dict[str, Callable[[], str]] = {
+        "missing": lambda: "in/nothing.pt",
+        "empty": lambda: odd.touch() or "in/odd",
+        "empty folder": lambda: odd.mkdir() or "in/odd",
+        "full folder": full,
+        "weights are a folder": lambda: (odd / "model.safetensors").mkdir(parents=True) or "in/odd",
+        "fifo": lambda: os.mkfifo(odd) or "in/odd",
+        "fifo in a folder": lambda: odd.mkdir() or os.mkfifo(odd / "model.safetensors") or "in/odd",
+        "socket": unix_socket,
+        "loop": lambda: to("odd"),
+        "dangling": lambda: to("nothing"),
+        "link to weights": lambda: to(os.path.relpath(weights, inside)),
+        "link to /dev/zero": lambda: to("/dev/zero"),
+        "link to itself": lambda: to("."),
+        "device": lambda: rng.choice(("/dev/null", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/proc/self/environ", "/proc/self/maps", "/proc/1/mem")),
+        "unreadable": lambda: weights.chmod(0) or case.source,
+        "unreadable folder": lambda: inside.chmod(0) or case.source,
+        "long name": lambda: "in/" + "n" * 300,
+        "long path": lambda: "n/" * 5000 + "x",
+        "a script": lambda: str(ROOT / case.script),
+        "slash": lambda: case.source + "/",
+        "round about": lambda: f"in/../in/./../{case.source}",
+        "here": lambda: rng.choice(("", ".", "..", "/", "//", "~", "-", "*")),
+        "odd name": lambda: renamed(rng.choice(("a\nb.pt", "\x1b[2J.safetensors", "é.pt", "\udcff.safetensors", "-x.bin", " ", "x", "x.ckpt", "x.safetensors", "x.pt",
+                                                 "x.index.json", "x.json", ".pt", "x.safetensors.json"))),
+        "sparse zeros": lambda: sparse(b""),
+        "sparse safetensors": lambda: sparse(header_bytes(huge)),
+        "sparse header": lambda: sparse((99_000_000).to_bytes(8, "little") + b"{", "odd.safetensors"),
+        "sparse zip": lambda: sparse(b"PK\x03\x04"),
+        "sparse legacy": lambda: sparse(torch_legacy(b"}", {})),
+        "sparse ckpt": lambda: sparse(proto(1, proto(1, b"x") + b"\x12") + bytes(10), "odd.ckpt"),
+        "sparse ckpt value": lambda: sparse(b"\x0a" + varint((1 << 30) - 6) + b"\x0a\x01x\x12" + varint((1 << 30) - 14), "odd.ckpt"),
+        "sparse index": lambda: sparse(b'{"weight_map": {}}', "odd.index.json", 1 << 28),
+        "sparse config": lambda: sparse(b"{}", f"{source.stem if source.is_file() else 'x'}.json", 1 << 28) and case.source,
+        "html": lambda: odd.write_bytes(b"<!DOCTYPE html><html>" + b" " * 5000) and "in/odd",
+        "git lfs": lambda: odd.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64) and "in/odd",
+        "tar": lambda: odd.write_bytes(b"sys_info\0" + bytes(10_000)) and "in/odd",
+        "pickle": lambda: odd.write_bytes(pickle.dumps({"ema": {}}, rng.choice((0, 2, 4)))) and "in/odd",
+        "noise": lambda: odd.write_bytes(rng.randbytes(5000)) and "in/odd",
+        "pipeline": lambda: shutil.copytree(inside, inside / "vae") and shutil.copytree(inside / "vae", inside / "transformer") and "in",
+    }  # fmt: skip
+    how = rng.choice(list(sources))
+    case.source = sources[how]()
+    return f"source is {how}: {ascii(case.source)[:60]}"

@@ -16,10 +16,10 @@ from converters.convert import convert
 from converters.errors import ConversionError
 from converters.layouts import FAMILIES, candidates, choose
 from converters.stream import TensorEntry
+from tests.converters.listings import listing, shapes_of, unread
 from torch_ref.models.positional import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed
 
 LAYOUTS = FAMILIES["latte"].layouts
-LISTINGS = Path(__file__).parents[1] / "data" / "listings"
 # Layouts whose names and shapes are another's.
 SAME_AS = {
     "mindone-latte": "official-latte",
@@ -44,23 +44,9 @@ LATTE_1 = {"sample_size": 64, "video_length": 16}  # what no tensor shows
 Y_EMBEDDING, TABLE = "caption_projection.y_embedding", "pos_embed.pos_embed"
 
 
-def listing(layout: str) -> dict[str, tuple[int, ...]]:
+def listing_of(layout: str) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the published model in a layout: XL/2 with 101 classes, or Latte-1."""
-    lines = (LISTINGS / f"{SAME_AS.get(layout, layout)}.txt").read_text().splitlines()
-    return {name: tuple(map(int, shape.split(","))) for name, shape in (line.split() for line in lines)}
-
-
-def weightless(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorEntry]:
-    """Entries without data: whoever reads one fails."""
-
-    def read() -> np.ndarray:
-        raise AssertionError("names and shapes need no data")
-
-    return {name: TensorEntry("F32", shape, read) for name, shape in shapes.items()}
-
-
-def shapes_of(entries) -> dict[str, tuple[int, ...]]:
-    return {name: entry.shape for name, entry in entries.items()}
+    return listing(SAME_AS.get(layout, layout))
 
 
 # ------------------------------------------------------------------------------------------ listings
@@ -68,16 +54,16 @@ def shapes_of(entries) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_listing_in_both_directions_without_weights(name):
-    theirs, layout = listing(name), LAYOUTS[name]
+    theirs, layout = listing_of(name), LAYOUTS[name]
     assert len(theirs) == COUNTS[SAME_AS.get(name, name)]
     given = LATTE_1 if layout.model.name == "LatteT2V" else {}
     config = layout.resolve(theirs, given, "")
-    entries = weightless(theirs)
+    entries = unread(theirs)
     if name == "mindone-opensora-pku":  # its table is compared with the computed one when it is read
         table = get_2d_sincos_pos_embed(1152, 32, base_size=32).astype(np.float32)[None]
         entries[TABLE] = TensorEntry("F32", table.shape, lambda: table)
     tensors, extras, _ = layout.to_ours(entries, config)
-    reference = listing("official-latte" if layout.model.name == "Latte" else "diffusers")
+    reference = listing_of("official-latte" if layout.model.name == "Latte" else "diffusers")
     if layout.initial:
         del reference["y_embedder.embedding_table.weight"]
     assert shapes_of(tensors) == reference
@@ -92,7 +78,7 @@ def test_listing_in_both_directions_without_weights(name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_listing_is_detected(name):
     """As itself where names and shapes tell, else among the candidates and never as another model."""
-    found = [layout.name for _, layout in candidates(listing(name))]
+    found = [layout.name for _, layout in candidates(listing_of(name))]
     assert found and {LAYOUTS[other].model.name for other in found} == {LAYOUTS[name].model.name}
     if SAME_AS.get(name, name) not in ("official-t2v", "latte-linear"):
         assert found == [SAME_AS.get(name, name)]
@@ -120,13 +106,15 @@ def test_listing_of_diffusers_is_diffusers_own():
             caption_channels=4096,
             video_length=16,
         )
-    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == listing("diffusers")
-    assert {**listing("diffusers"), Y_EMBEDDING: (120, 4096)} == listing("official-t2v")
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == listing_of(
+        "diffusers"
+    )
+    assert {**listing_of("diffusers"), Y_EMBEDDING: (120, 4096)} == listing_of("official-t2v")
 
 
 @pytest.mark.parametrize("name", sorted(COUNTS))
 def test_every_missing_name_is_noticed(name):
-    layout, theirs = LAYOUTS[name], listing(name)
+    layout, theirs = LAYOUTS[name], listing_of(name)
     given = LATTE_1 if layout.model.name == "LatteT2V" else {}
     config = layout.resolve(theirs, given, "")
     tolerated = set()
@@ -139,16 +127,16 @@ def test_every_missing_name_is_noticed(name):
 
 
 def test_configuration_of_the_published_models():
-    config = LAYOUTS["official-latte"].resolve(listing("official-latte"), {}, "")
+    config = LAYOUTS["official-latte"].resolve(listing_of("official-latte"), {}, "")
     assert (config["hidden_size"], config["num_heads"], config["depth"], config["num_classes"]) == (
         1152,
         16,
         28,
         101,
     )
-    config = LAYOUTS["latte-linear"].resolve(listing("latte-linear"), {}, "")
+    config = LAYOUTS["latte-linear"].resolve(listing_of("latte-linear"), {}, "")
     assert (config["patch_size"], config["in_channels"], config["pixel_order"]) == (2, 4, "blocks")
-    config = LAYOUTS["diffusers"].resolve(listing("diffusers"), LATTE_1, "")
+    config = LAYOUTS["diffusers"].resolve(listing_of("diffusers"), LATTE_1, "")
     assert (config["num_attention_heads"], config["norm_eps"], config["activation_fn"]) == (
         16,
         1e-6,
@@ -172,8 +160,10 @@ def test_both_pixel_orders_are_asked_for():
     with pytest.raises(
         ConversionError, match=r"pixel_order differs.*--from latte-linear or --from mindone-latte-linear"
     ):
-        choose(listing("latte-linear"), None, {}, "latte")
-    assert choose(listing("latte-linear"), "mindone-latte-linear", {}, "latte").name == "mindone-latte-linear"
+        choose(listing_of("latte-linear"), None, {}, "latte")
+    assert (
+        choose(listing_of("latte-linear"), "mindone-latte-linear", {}, "latte").name == "mindone-latte-linear"
+    )
 
 
 # ------------------------------------------------------------------------------------------ small files

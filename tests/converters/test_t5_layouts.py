@@ -16,16 +16,8 @@ from converters.errors import ConversionError
 from converters.layouts import candidates, choose
 from converters.layouts.t5 import BIAS, EMBED, LAYOUTS, MODEL, OURS, SHARED
 from converters.stream import TensorEntry
-from tests.converters.test_vae_layouts import (
-    arrays_of,
-    entries_of,
-    listing,
-    random_tensors,
-    read,
-    same_bits,
-    shapes_of,
-    unread,
-)
+from tests.converters.listings import arrays_of, entries_of, listing, same_bits, shapes_of, unread
+from tests.converters.test_vae_layouts import random_tensors, read
 
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 HOME = OURS[0]
@@ -90,12 +82,12 @@ def almost_unread(shapes):
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_listing_goes_both_ways(name):
-    layout, shapes = BY_NAME[name], listing(f"t5_{name}")
+    layout, shapes = BY_NAME[name], listing(name)
     assert choose(shapes, None, {}, "t5") is layout
     config = layout.resolve(shapes, {}, "")
     assert config == XXL
     ours, extras, notes = layout.to_ours(almost_unread(shapes), config)
-    assert shapes_of(ours) == listing("t5_transformers-t5") and (extras, notes) == ({}, [])
+    assert shapes_of(ours) == listing("transformers-t5") and (extras, notes) == ({}, [])
     theirs, left, notes = layout.to_theirs(ours, {}, config)
     assert shapes_of(theirs) == shapes and (left, notes) == ({}, [])
 
@@ -105,8 +97,8 @@ def test_listings_are_what_transformers_and_mindspore_name():
 
     model = build_on_meta(XXL)
     both = shapes_of(model.state_dict())
-    assert len(both) == 220 and listing("t5_transformers-t5-both") == both
-    assert listing("t5_transformers-t5") == shapes_of(dict(model.named_parameters()))  # each tensor once
+    assert len(both) == 220 and listing("transformers-t5-both") == both
+    assert listing("transformers-t5") == shapes_of(dict(model.named_parameters()))  # each tensor once
     (table,) = nn.Embedding(3, 4).parameters_dict()
     embeddings = [
         path
@@ -115,12 +107,12 @@ def test_listings_are_what_transformers_and_mindspore_name():
     ]
     renamed = {f"{path}.weight": f"{path}.{table}" for path in embeddings}
     assert len(renamed) == 3
-    assert listing("t5_mindone-t5") == {renamed.get(name, name): shape for name, shape in both.items()}
+    assert listing("mindone-t5") == {renamed.get(name, name): shape for name, shape in both.items()}
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_listing_is_detected_as_one_layout_of_all_families(name):
-    shapes = listing(f"t5_{name}")
+    shapes = listing(name)
     assert [(family.name, layout.name) for family, layout in candidates(shapes)] == [("t5", name)]
 
 
@@ -292,7 +284,7 @@ def test_published_config_files():
         "use_cache": True,
         "vocab_size": 32128,
     }
-    layout, shapes = BY_NAME["transformers-t5"], listing("t5_transformers-t5")
+    layout, shapes = BY_NAME["transformers-t5"], listing("transformers-t5")
     config, _ = MODEL.arguments(published, "config.json")
     assert layout.resolve(shapes, config, "config.json") == XXL
     config, _ = MODEL.arguments(T5Config(**XXL).to_dict(), "config.json")
@@ -344,11 +336,11 @@ def test_two_spellings_of_the_activation(given, found):
 )
 def test_configuration_against_shapes_names_both(given, line):
     with pytest.raises(ConversionError, match=line):
-        BY_NAME["transformers-t5"].resolve(listing("t5_transformers-t5"), given, "side.json")
+        BY_NAME["transformers-t5"].resolve(listing("transformers-t5"), given, "side.json")
 
 
 def test_faults_are_listed():
-    layout, shapes = BY_NAME["transformers-t5"], listing("t5_transformers-t5")
+    layout, shapes = BY_NAME["transformers-t5"], listing("transformers-t5")
     strange = BIAS.replace("block.0", "block.1")  # umt5 has such a table in every block
     with pytest.raises(ConversionError, match=rf"unknown \(1\):\s+{re.escape(strange)}"):
         layout.resolve(shapes | {strange: (32, 64)}, {}, "")
