@@ -479,6 +479,11 @@ INERT = {
     "numpy.random._pickle": "__generator_ctor __bit_generator_ctor __randomstate_ctor",
     "torch": "Tensor device float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128 "
     "uint16 uint32 uint64 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.base": "ContainerMetadata Metadata",
+    "omegaconf.nodes": "AnyNode BooleanNode BytesNode EnumNode FloatNode IntegerNode PathNode StringNode",
+    "typing": "Any",
     "torch.nn.parameter": "Parameter Buffer",
     "torch.serialization": "_get_layout",
     "torch.storage": "TypedStorage",

@@ -122,7 +122,18 @@ def _leaves(thing: object, depth: int = 0) -> object:
     return None
 
 
-TORCH_DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+TORCH_DTYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+]
 
 
 def _ckpt_message():
@@ -1505,6 +1516,7 @@ def extras(case: Case) -> str:
         )
     )
     honest = safetensors_bytes([("caption_projection.y_embedding", table)])
+    place.unlink(missing_ok=True)
     if how == "override":
         place.write_bytes(
             safetensors_bytes([(name, Tensor(tensor.word, tensor.shape, bytes(len(tensor.raw))))])
@@ -1528,7 +1540,6 @@ def extras(case: Case) -> str:
     elif how == "fifo":
         os.mkfifo(place)
     else:
-        place.unlink(missing_ok=True)
         place.symlink_to({"link": "/dev/zero", "loop": place.name, "itself": case.weights.name}[how])
     return f"extras beside: {how}"
 
@@ -1590,7 +1601,9 @@ def strange_programs(rng: Random) -> dict[str, bytes]:
     """Values that cost time or memory, or are of a kind that nobody expects; not dangerous in themselves."""
     n = rng.choice((100, 10_000, 100_000))
     many = n * 4
-    doubled = pickle.EMPTY_TUPLE + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + pickle.TUPLE2 for i in range(60))
+    doubled = pickle.EMPTY_TUPLE + b"".join(
+        b"q" + bytes([i]) + b"h" + bytes([i]) + pickle.TUPLE2 for i in range(60)
+    )
     lists = b"]q\x00" + b"".join(b"]q" + bytes([i + 1]) + (b"h" + bytes([i]) + b"a") * 9 for i in range(20))
     long_ = 1 << 31
     ones = [1] * 40
@@ -1726,7 +1739,9 @@ def zips(case: Case) -> str:
         data[rng.choice((key, f"{root}/data.pkl"))] = bytes(100 << 20)
         raw = zip_bytes(list(data.items()), zipfile.ZIP_DEFLATED)
     elif how in ("escape", "absolute"):
-        name = rng.choice(("../../x", "../canary/hit", "..\\x")) if how == "escape" else str(case.canary / "hit")
+        name = (
+            rng.choice(("../../x", "../canary/hit", "..\\x")) if how == "escape" else str(case.canary / "hit")
+        )
         parts.append((name if rng.random() < 0.5 else f"{root}/{name}", b"x"))
     elif how == "twice":
         parts.append((key, bytes(len(data[key]))))
@@ -1738,7 +1753,10 @@ def zips(case: Case) -> str:
         parts.append(("other/data.pkl", data[f"{root}/data.pkl"]))
     elif how in ("big endian", "byte order", "no byte order"):
         parts = [(name, text) for name, text in parts if not name.endswith("byteorder")]
-        order = {"big endian": b"big", "byte order": rng.choice((b"", b"BIG", b"little\n", b"middle", b"x" * 10_000))}.get(how)
+        order = {
+            "big endian": b"big",
+            "byte order": rng.choice((b"", b"BIG", b"little\n", b"middle", b"x" * 10_000)),
+        }.get(how)
         parts += [(f"{root}/byteorder", order)] if order is not None else []
     elif how == "missing":
         parts = [(name, text) for name, text in parts if name != key]
@@ -1773,7 +1791,21 @@ def zips(case: Case) -> str:
         at += 46 + sum(struct.unpack("<3H", raw[at + 28 : at + 34]))
     one = rng.choice(central)
     local = int.from_bytes(raw[one + 42 : one + 46], "little")
-    extreme = rng.choice((0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF, len(raw), file.start_dir))
+    extreme = rng.choice(
+        (
+            0,
+            1,
+            0x7FFF,
+            0x8000,
+            0xFFFF,
+            0x7FFFFFFF,
+            0x80000000,
+            0xFFFFFFFE,
+            0xFFFFFFFF,
+            len(raw),
+            file.start_dir,
+        )
+    )
     what = ""
 
     def put(place: int, fields: Mapping[str, tuple[int, int]], name: str = "") -> str:
@@ -1818,8 +1850,22 @@ def zips(case: Case) -> str:
     elif how == "no directory":
         del raw[file.start_dir :]
     elif how == "zip64":
-        record = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, extreme, extreme, extreme, rng.choice((0, extreme, 2**63, 2**64 - 1)))
-        place = struct.pack("<4sIQI", b"PK\x06\x07", 0, rng.choice((end, extreme, 2**64 - 1)), rng.choice((0, 1, extreme)))
+        record = struct.pack(
+            "<4sQ2H2I4Q",
+            b"PK\x06\x06",
+            44,
+            45,
+            45,
+            0,
+            0,
+            extreme,
+            extreme,
+            extreme,
+            rng.choice((0, extreme, 2**63, 2**64 - 1)),
+        )
+        place = struct.pack(
+            "<4sIQI", b"PK\x06\x07", 0, rng.choice((end, extreme, 2**64 - 1)), rng.choice((0, 1, extreme))
+        )
         raw[end:end] = record + place
     case.weights.write_bytes(raw)
     return f"zip: {how} {what} of {key}"
@@ -1827,8 +1873,25 @@ def zips(case: Case) -> str:
 
 CENTRAL = {"made by": (4, 2), "needs": (6, 2), "flags": (8, 2), "method": (10, 2), "time": (12, 2), "date": (14, 2), "crc": (16, 4), "packed": (20, 4),
            "size": (24, 4), "name": (28, 2), "extra": (30, 2), "comment": (32, 2), "disk": (34, 2), "inside": (36, 2), "outside": (38, 4), "place": (42, 4)}  # fmt: skip
-LOCAL = {"needs": (4, 2), "flags": (6, 2), "method": (8, 2), "crc": (14, 4), "packed": (18, 4), "size": (22, 4), "name": (26, 2), "extra": (28, 2)}
-END = {"disk": (4, 2), "start disk": (6, 2), "here": (8, 2), "count": (10, 2), "size": (12, 4), "place": (16, 4), "comment": (20, 2)}
+LOCAL = {
+    "needs": (4, 2),
+    "flags": (6, 2),
+    "method": (8, 2),
+    "crc": (14, 4),
+    "packed": (18, 4),
+    "size": (22, 4),
+    "name": (26, 2),
+    "extra": (28, 2),
+}
+END = {
+    "disk": (4, 2),
+    "start disk": (6, 2),
+    "here": (8, 2),
+    "count": (10, 2),
+    "size": (12, 4),
+    "place": (16, 4),
+    "comment": (20, 2),
+}
 
 
 @kind(7)
@@ -1843,7 +1906,10 @@ def protobufs(case: Case) -> str:
     inner = dims + proto(2, type_) + proto(3, tensor.raw)
     half = len(tensor.raw) // 2
     huge = b"\xff" * 9 + b"\x01"
-    word_type = proto(1, proto(1, b"words") + proto(2, proto(1, 1) + proto(2, b"str") + proto(3, "sechs".encode("utf-32-le"))))
+    word_type = proto(
+        1,
+        proto(1, b"words") + proto(2, proto(1, 1) + proto(2, b"str") + proto(3, "sechs".encode("utf-32-le"))),
+    )
 
     def value(tensor_bytes: bytes, before: bytes = b"", after: bytes = b"", label: bytes = tag) -> bytes:
         return proto(1, before + proto(1, label) + proto(2, tensor_bytes) + after)
@@ -1915,7 +1981,9 @@ def protobufs(case: Case) -> str:
     if where == "instead":
         parts[n] = programs[how]
     else:
-        parts = {"first": [programs[how], *parts], "last": [*parts, programs[how]], "alone": [programs[how]]}[where]
+        parts = {"first": [programs[how], *parts], "last": [*parts, programs[how]], "alone": [programs[how]]}[
+            where
+        ]
     data = b"".join(parts)
     end = rng.choice(("no crc", "crc", "crc", "wrong crc", "half a crc", "huge crc", "crc twice"))
     data = {
@@ -1945,13 +2013,28 @@ def lines(case: Case) -> str:
             "block_out_channels", "d_model", "num_layers", "layers_per_block", "mlp_ratio", "class_dropout_prob", "norm_num_groups",
             "temporal_interpolation_scale", "scaling_factor", "layer_norm_epsilon", "pixel_order", "learn_sigma", "extras", "depth",
             "vocab_size", "is_gated_act", "caption_channels", "relative_attention_max_distance")  # fmt: skip
-    odd = rng.choice([text for text in ODD_JSON if len(text) < 100_000] + ["[" * 50_000, "1," * 5, "4,6", "a=b", "=", ",", "True", "None", "1e999,1"])
+    odd = rng.choice(
+        [text for text in ODD_JSON if len(text) < 100_000]
+        + ["[" * 50_000, "1," * 5, "4,6", "a=b", "=", ",", "True", "None", "1e999,1"]
+    )
     how = rng.choice(("set", "set", "set", "set", "shards", "shards", "option", "line"))
     if how == "set":
-        setting = rng.choice((f"{rng.choice(keys)}={odd}", f"{rng.choice(keys)}={odd}", odd, f"={odd}", f"_x={odd}", f"\x1b[2J={odd}", "a" * 50_000))
+        setting = rng.choice(
+            (
+                f"{rng.choice(keys)}={odd}",
+                f"{rng.choice(keys)}={odd}",
+                odd,
+                f"={odd}",
+                f"_x={odd}",
+                f"\x1b[2J={odd}",
+                "a" * 50_000,
+            )
+        )
         case.settings.append(setting)
         if case.base.name == "dit" and rng.random() < 0.7:
-            case.settings.append(f"{rng.choice(('num_frames', 'num_classes'))}={rng.choice((3, 10**7, 10**9, 10**12, 10**18))}")
+            case.settings.append(
+                f"{rng.choice(('num_frames', 'num_classes'))}={rng.choice((3, 10**7, 10**9, 10**12, 10**18))}"
+            )
             case.settings += ["condition=class"] * (rng.random() < 0.6)
         return f"--set {ascii(setting)[:60]}"
     if how == "shards":
@@ -1963,7 +2046,25 @@ def lines(case: Case) -> str:
         case.options.append(f"--shard-size={size}")
         return f"--shard-size {ascii(size)[:40]}"
     if how == "option":
-        values_ = ("", " ", "x", "\x1b[2J", "\n", "../x", "é", "\udcff", "-", "--", "--help", "0", "x" * 50_000, "ema,model", "EMA", "ours", "diffusers")
+        values_ = (
+            "",
+            " ",
+            "x",
+            "\x1b[2J",
+            "\n",
+            "../x",
+            "é",
+            "\udcff",
+            "-",
+            "--",
+            "--help",
+            "0",
+            "x" * 50_000,
+            "ema,model",
+            "EMA",
+            "ours",
+            "diffusers",
+        )
         value = rng.choice(values_)
         option = rng.choice(("which", "to", "from", "dtype", "source", "script"))
         if option in ("which", "dtype"):
@@ -2003,7 +2104,9 @@ def places(case: Case) -> str:
     if case.inspects:
         case.script, case.options = COMMANDS[case.base.family], []
     case.target = f"out/x{rng.choice(ENDINGS)}"
-    case.options = [word_ for word_ in case.options if word_ == "--verify"] + ["--force"] * (rng.random() < 0.6)
+    case.options = [word_ for word_ in case.options if word_ == "--verify"] + ["--force"] * (
+        rng.random() < 0.6
+    )
     ending = rng.choice(ENDINGS)
     out, weights = case.folder / "out", os.path.relpath(case.weights, case.folder)
     clear(out)
@@ -2083,11 +2186,6 @@ def odd_source(case: Case, source: Path) -> str:
             (odd / f"\x1b[{n}").touch()
         return "in/odd"
 
-    def unix_socket() -> str:
-        with socket.socket(socket.AF_UNIX) as door, contextlib.chdir(inside):
-            door.bind("odd")
-        return "in/odd"
-
     def to(place: str | Path) -> str:
         odd.symlink_to(place)
         return "in/odd"
@@ -2105,7 +2203,7 @@ def odd_source(case: Case, source: Path) -> str:
         "weights are a folder": lambda: (odd / "model.safetensors").mkdir(parents=True) or "in/odd",
         "fifo": lambda: os.mkfifo(odd) or "in/odd",
         "fifo in a folder": lambda: odd.mkdir() or os.mkfifo(odd / "model.safetensors") or "in/odd",
-        "socket": unix_socket,
+        "socket": lambda: os.mknod(odd, stat.S_IFSOCK | 0o600) or "in/odd",
         "loop": lambda: to("odd"),
         "dangling": lambda: to("nothing"),
         "link to weights": lambda: to(os.path.relpath(weights, inside)),
@@ -2141,3 +2239,899 @@ def odd_source(case: Case, source: Path) -> str:
     how = rng.choice(list(sources))
     case.source = sources[how]()
     return f"source is {how}: {ascii(case.source)[:60]}"
+
+
+# -------------------------------------------------------------------------------------------- the guarded worker
+
+LAUNCHES = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+    "pty.spawn",
+    "subprocess.Popen",
+)
+LAUNCHES += (
+    "socket.",
+    "pickle.find_class",
+    "webbrowser.open",
+    "urllib.Request",
+    "ftplib.",
+    "smtplib.",
+    "http.client",
+    "os.putenv",
+)
+CHANGES = {
+    "os.mkdir": 1,
+    "os.rmdir": 1,
+    "os.remove": 1,
+    "os.rename": 2,
+    "os.symlink": 2,
+    "os.truncate": 1,
+    "os.chmod": 1,
+    "os.chown": 1,
+}
+CHANGES |= {
+    "os.link": 2,
+    "os.utime": 1,
+    "shutil.rmtree": 1,
+    "shutil.move": 2,
+    "shutil.copyfile": 2,
+    "tempfile.mkdtemp": 1,
+}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Hang(BaseException):
+    """The alarm of a case; no `except Exception` catches it."""
+
+
+class Watch:
+    """The audit hook: while it is on, it notes executed code and changes outside of `roots`."""
+
+    def __init__(self):
+        self.on, self.roots, self.events = False, (), []
+        # The code of Python, numpy and this repository may run; whatever else is compiled or executed may not.
+        self.known = (
+            str(ROOT / "converters"),
+            os.path.dirname(os.__file__),
+            os.path.dirname(np.__file__),
+            "<frozen",
+        )
+
+    def __call__(self, event: str, arguments: tuple) -> None:
+        if not self.on:
+            return
+        if event.startswith(LAUNCHES):
+            self.events.append(f"executed: {event} {ascii(arguments)[:100]}")
+        elif event == "import":
+            name = arguments[0].partition(".")[0]
+            if name not in sys.stdlib_module_names and name not in ("converters", "numpy"):
+                self.events.append(f"executed: import {arguments[0]}")
+        elif event in ("exec", "compile"):
+            code = arguments[0] if event == "exec" else None
+            file = getattr(code, "co_filename", None) if code is not None else arguments[1]
+            if not str(os.fsdecode(file) if isinstance(file, bytes) else file).startswith(self.known):
+                self.events.append(f"executed: {event} of {ascii(file)[:100]}")
+        elif event == "ctypes.dlopen" and arguments[0] is not None:
+            self.events.append(f"executed: dlopen {arguments[0]!r}")
+        elif event == "open":
+            path, mode, flags = arguments
+            writes = flags & WRITES if isinstance(flags, int) else set(mode or "") & set("wax+")
+            if writes and not isinstance(path, int) and not self.inside(os.path.realpath(path)):
+                self.events.append(f"outside: open {ascii(path)[:200]} {mode or oct(flags)}")
+        elif event in CHANGES:
+            changed = arguments[1:2] if event == "os.link" else arguments[: CHANGES[event]]
+            for path in changed:
+                if isinstance(path, (str, bytes, os.PathLike)) and not self.inside(_place(path)):
+                    self.events.append(f"outside: {event} {ascii(path)[:200]}")
+
+    def inside(self, path: str | bytes) -> bool:
+        path = os.fsdecode(path)
+        return any(path == root or path.startswith(root.rstrip("/") + "/") for root in self.roots)
+
+
+def _place(path: str | bytes | os.PathLike) -> str:
+    """Where a name lies, itself not followed."""
+    folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _command(script: str) -> Callable[[list[str]], int]:
+    """`main` of a script: of this package, or of a file elsewhere (the tests of the fuzzer)."""
+    path = Path(script)
+    if not path.is_absolute():
+        return importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+    found = importlib.util.spec_from_file_location(f"stub_{path.stem}", path)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.main
+
+
+def _status(*names: str) -> list[int]:
+    """Numbers of /proc/self/status, in bytes."""
+    text = Path("/proc/self/status").read_text()
+    return [int(re.search(rf"^{name}:\s+(\d+) kB", text, re.M)[1]) << 10 for name in names]
+
+
+def serve() -> None:
+    """The worker: a request in JSON on each line of stdin, an answer on each line of stdout."""
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    printed = [os.memfd_create("out"), os.memfd_create("err")]
+    for name in (*COMMANDS.values(), INSPECT):
+        _command(name)
+    import converters.checkpoint
+
+    def ring(*_: object) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, ring)
+    watch = Watch()
+    sys.addaudithook(watch)
+    (size,) = _status("VmSize")
+    resource.setrlimit(resource.RLIMIT_AS, (size + ADDRESSES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    for line in requests:
+        request = json.loads(line)
+        os.chdir(request["folder"])
+        answer = {"raised": None, "hang": False, "code": None, "again": None, "leaks": []}
+        for fd, file in zip((1, 2), printed, strict=True):
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+            os.dup2(file, fd)
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "strict", write_through=True)
+        sys.stderr = io.TextIOWrapper(
+            io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True
+        )
+        command = _command(request["script"])
+        handles, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        Path("/proc/self/clear_refs").write_text("5")
+        (before,) = _status("VmRSS")
+        start, cpu = time.monotonic(), time.process_time()
+        watch.roots, watch.events, watch.on = tuple(request["roots"]), [], True
+        signal.alarm(request["hang"])
+        try:
+            answer["code"] = command(request["arguments"])
+        except SystemExit as done:
+            answer["code"] = done.code if isinstance(done.code, int) else int(done.code is not None)
+        except Hang:
+            answer["hang"] = True
+        except BaseException as error:
+            traceback.print_exc()
+            answer["raised"], answer["code"] = f"{type(error).__name__}: {str(error)[:200]}", 1
+        signal.alarm(0)
+        answer["cpu"], answer["wall"] = time.process_time() - cpu, time.monotonic() - start
+        answer["memory"] = max(_status("VmHWM")[0] - before, 0)
+        if answer["code"] == 0 and request["target"]:
+            signal.alarm(request["hang"])
+            try:
+                found = converters.checkpoint.load(
+                    request["target"], layout=request["layout"], family=request["family"]
+                )
+                answer["again"] = {
+                    "config": found.config,
+                    "layout": found.layout,
+                    "names": list(found.tensors),
+                }
+                del found
+            except (Exception, Hang) as error:
+                answer["again"] = {"error": f"{type(error).__name__}: {error}"}
+            signal.alarm(0)
+        watch.on = False
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(ValueError):
+                stream.flush()
+        if len(os.listdir("/proc/self/fd")) > handles:
+            gc.collect()
+        if (now := len(os.listdir("/proc/self/fd"))) > handles:
+            answer["leaks"].append(f"{now - handles} open files")
+        if (now := threading.active_count()) > threads:
+            answer["leaks"].append(f"{now - threads} threads")
+        answer["out"], answer["err"] = (
+            os.pread(file, 64 << 20, 0).decode("utf-8", "replace") for file in printed
+        )
+        answer["events"] = watch.events
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+@dataclass
+class Outcome:
+    """What became of a command. `died`: why it did not end by itself."""
+
+    code: int | None = None
+    out: str = ""
+    err: str = ""
+    cpu: float = 0.0
+    wall: float = 0.0
+    memory: int = 0
+    raised: str | None = None
+    hang: bool = False
+    died: str | None = None
+    again: dict | None = None
+    events: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
+
+
+class Worker:
+    """The guarded worker as seen from here; restarted when it dies."""
+
+    def __init__(self, yard: Path, hang: int = HANG):
+        self.yard, self.hang, self.process, self.restarts = yard, hang, None, -1
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    def start(self) -> None:
+        self.restarts += 1
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker"],
+            cwd=ROOT,
+            env=_environment(TMPDIR=str(self.yard / "tmp")),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(self.yard.parent / f"{self.yard.name}.worker.log").open("ab"),
+        )
+
+    def ask(self, case: Case) -> Outcome:
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        request = {
+            "script": case.script,
+            "arguments": case.arguments,
+            "folder": str(case.folder),
+            "roots": [os.path.realpath(root) for root in case.roots],
+            "hang": self.hang,
+            "target": None if case.inspects else case.target,
+            "layout": None if case.to == "ours" else case.to,
+            "family": next((name for name, script in COMMANDS.items() if script == case.script), "latte"),
+        }
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+        line, deadline = b"", time.monotonic() + 2 * self.hang + 10
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([self.process.stdout], [], [], max(deadline - time.monotonic(), 0))
+            if not ready:
+                self.process.kill()
+                self.process.wait()
+                return Outcome(died="hang: the alarm went unheard, the watchdog killed it")
+            piece = os.read(self.process.stdout.fileno(), 1 << 20)
+            if not piece:
+                return Outcome(died=f"crash: the worker ended with code {self.process.wait()}")
+            line += piece
+        return Outcome(**json.loads(line))
+
+
+def run_process(case: Case, hang: int = HANG) -> Outcome:
+    """The case as users run it, with limits; its memory is what it had above the same command's --help."""
+    script = case.script if os.path.isabs(case.script) else str(ROOT / case.script)
+    peak, start = 0, time.monotonic()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+        resource.setrlimit(resource.RLIMIT_CPU, (hang, hang + 5))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            [sys.executable, script, *case.arguments],
+            cwd=case.folder,
+            env=_environment(TMPDIR=str(case.folder.parent / "tmp"), PYTHONDONTWRITEBYTECODE="1"),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            preexec_fn=limit,
+        )
+        died = None
+        while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            with contextlib.suppress(OSError, TypeError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.M)[1]) << 10
+            if time.monotonic() - start > 2 * hang:
+                process.kill()
+                died = "hang: it had to be killed"
+            time.sleep(0.002)
+        _, status, usage = done
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode < 0 and not died:
+            died = f"crash: signal {-process.returncode}"
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
+    cpu = usage.ru_utime + usage.ru_stime
+    memory = max(peak - (64 << 20), 0)  # Python and numpy take about 40 MiB
+    raised = (
+        texts[1].rstrip().rpartition("\n")[2] if "Traceback (most recent call last)" in texts[1] else None
+    )
+    return Outcome(process.returncode, *texts, cpu, time.monotonic() - start, memory, raised, died=died)
+
+
+# --------------------------------------------------------------------------------------------------- verdicts
+
+
+def snapshot(folder: Path) -> dict[str, tuple]:
+    """Every name below a folder: what it is, its rights, its content."""
+    found = {}
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = os.path.join(place, name)
+            about = os.lstat(path)
+            content: object = None
+            if stat.S_ISLNK(about.st_mode):
+                content = os.readlink(path)
+            elif stat.S_ISREG(about.st_mode):
+                large = about.st_size > 64 << 20
+                content = (
+                    about.st_size,
+                    about.st_mtime_ns if large else hashlib.sha1(Path(path).read_bytes()).digest(),
+                )
+            found[os.path.relpath(path, folder)] = about.st_mode, content
+    return found
+
+
+def changes(before: Mapping[str, tuple], after: Mapping[str, tuple]) -> list[str]:
+    return sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
+
+
+@dataclass
+class Trial:
+    """A case, what became of it, and the folder before and after."""
+
+    case: Case
+    outcome: Outcome
+    before: dict[str, tuple]
+    after: dict[str, tuple]
+    yard: list[str]  # what changed around the case's folder
+    plans: "Plans"
+
+    @property
+    def converted(self) -> bool:
+        return self.outcome.code == 0 and not self.case.inspects and self.case.target is not None
+
+    @property
+    def failed(self) -> bool:
+        return not self.outcome.died and not self.outcome.hang and self.outcome.code not in (0, 1)
+
+    @property
+    def word(self) -> str:
+        """The outcome, for the summary."""
+        if self.outcome.died or self.outcome.hang:
+            return "died"
+        if self.case.inspects:
+            return {0: "inspected", 1: "no layout"}.get(self.outcome.code, "refused")
+        return "refused" if self.outcome.code else "converted" if self.case.target else "helped"
+
+
+Rule = Callable[[Trial], "Iterator[str] | list[str]"]
+RULES: dict[str, Rule] = {}
+
+
+def rule(function: Rule) -> Rule:
+    """A rule gives a line for each way in which a trial breaks it."""
+    RULES[function.__name__] = function
+    return function
+
+
+@rule
+def ends(trial: Trial) -> Iterator[str]:
+    """By itself, with a documented exit code, without a traceback."""
+    outcome = trial.outcome
+    if outcome.died or outcome.hang:
+        yield outcome.died or f"hang: the alarm rang after {outcome.wall:.0f} s"
+        return
+    documented = (0, 1, 2) if trial.case.inspects else (0, 2)
+    if outcome.raised:
+        yield f"traceback: {outcome.raised}"
+    elif outcome.code not in documented:
+        yield f"exit code {outcome.code}, documented are {documented}"
+
+
+@rule
+def speaks(trial: Trial) -> Iterator[str]:
+    """One line of error on failure, nothing on stderr otherwise, and never a letter that steers the terminal."""
+    outcome = trial.outcome
+    if outcome.died or outcome.hang or outcome.raised:
+        return
+    if outcome.code == 2:
+        if not re.fullmatch(r"error: [^\n]+\n", outcome.err):
+            yield f"stderr is not one line of error: {outcome.err[:300]!r}"
+        if len(outcome.err) > MESSAGE:
+            yield f"an error of {len(outcome.err)} letters"
+    elif outcome.err:
+        yield f"success, and on stderr: {outcome.err[:300]!r}"
+    for name, text in (("stdout", outcome.out), ("stderr", outcome.err)):
+        if strange := re.search(r"[^\n -~]", "".join(c for c in text if c == "\n" or not c.isprintable())):
+            yield f"{name} holds {strange[0]!r}"
+
+
+@rule
+def cleans_up(trial: Trial) -> Iterator[str]:
+    """A failure leaves everything as it was; success changes the target's files alone, older ones with --force."""
+    case, changed = trial.case, changes(trial.before, trial.after)
+    if not changed or trial.outcome.died:
+        return
+    if not trial.converted:
+        for name in changed:
+            how = "left behind" if name not in trial.before else "changed or removed"
+            yield f"{how} by a command that {'failed' if trial.outcome.code else 'only looks'}: {name}"
+        return
+    target = _place(case.folder / case.target)
+    mine = os.path.relpath(target, case.folder)
+    folder = os.path.isdir(target)
+    for name in changed:
+        belongs = name in (mine, f"{mine}.json", f"{mine}.extras.safetensors") or (
+            folder and name.startswith(f"{mine}/")
+        )
+        if not belongs:
+            yield f"success changed {name}, which is no part of the target {case.target}"
+        elif name in trial.before and "--force" not in case.arguments:
+            yield f"without --force, {name} was changed or removed"
+    source = os.path.relpath(os.path.realpath(case.folder / case.source), case.folder)
+    if any(name == source or name.startswith(f"{source}/") for name in changed if name in trial.before):
+        yield "the source was changed"
+
+
+@rule
+def stays_inside(trial: Trial) -> Iterator[str]:
+    yield from (event for event in trial.outcome.events if event.startswith("outside"))
+    yield from (
+        f"outside of the case's folder: {name}" for name in trial.yard if not name.startswith("canary/")
+    )
+
+
+@rule
+def runs_nothing(trial: Trial) -> Iterator[str]:
+    yield from (event for event in trial.outcome.events if event.startswith("executed"))
+    yield from (f"the canary was hit: {name}" for name in trial.yard if name.startswith("canary/"))
+
+
+@rule
+def is_modest(trial: Trial) -> Iterator[str]:
+    """Memory, time, open files and threads."""
+    outcome = trial.outcome
+    size = sum(
+        about[1][0]
+        for about in trial.before.values()
+        if isinstance(about[1], tuple) and about[1][0] < 64 << 20
+    )
+    if outcome.memory > MEMORY + PER_BYTE * size:
+        yield f"memory: {outcome.memory >> 20} MiB for {size:,} bytes of input"
+    if "not enough memory" in outcome.err or "Cannot allocate" in outcome.err:
+        yield f"memory: {outcome.err[:200]}"
+    if outcome.cpu > CPU_LIMIT:
+        yield f"slow: {outcome.cpu:.1f} s"
+    yield from (f"leak: {leak}" for leak in outcome.leaks)
+
+
+@rule
+def is_right(trial: Trial) -> Iterator[str]:
+    """What must be refused is refused, and what is whole is taken."""
+    case, outcome = trial.case, trial.outcome
+    if case.must == "refuse" and outcome.code in (0, 1):
+        yield "accepted what has to be refused"
+    if case.must == "convert" and outcome.code != 0:
+        yield f"refused what is whole: {outcome.err[:300]}"
+
+
+@rule
+def writes_what_it_read(trial: Trial) -> Iterator[str]:
+    """The target is complete, others read it, and it holds what others see in the source."""
+    case, outcome = trial.case, trial.outcome
+    if not trial.converted:
+        return
+    target = case.folder / case.target
+    if not os.path.lexists(target):
+        yield "success without a target"
+        return
+    if outcome.again and "error" in outcome.again:
+        yield f"our own target cannot be opened: {outcome.again['error'][:300]}"
+        return
+    try:
+        written = view(written_weights(target))
+        extras = {}
+        for path in extras_of(target):
+            extras |= view(path)
+    except Exception as error:
+        yield f"others cannot read the target: {type(error).__name__}: {str(error)[:300]}"
+        return
+    if outcome.again:
+        printed = re.search(r"^config    (.*)$", outcome.out, re.M)
+        if printed and json.loads(printed[1]) != json.loads(json.dumps(outcome.again["config"])):
+            yield f"the target says {outcome.again['config']}, the command said {printed[1]}"
+        if case.given is not None:
+            yield from disobeyed(case, outcome.again["config"])
+    if case.readable:
+        tree = weights_of(written, "ema")
+        yield from itertools.islice(differences(trial, tree, extras), 3)
+
+
+def written_weights(target: Path) -> Path:
+    if not target.is_dir():
+        return target
+    (found,) = [path for path in target.iterdir() if path.name.endswith(".safetensors.index.json")] or [
+        path
+        for path in target.iterdir()
+        if path.suffix == ".safetensors" and not path.name.endswith(".extras.safetensors")
+    ]
+    return found
+
+
+def extras_of(target: Path) -> list[Path]:
+    if target.is_dir():
+        return [path for path in target.iterdir() if path.name.endswith(".extras.safetensors")]
+    beside = target.with_name(f"{target.name}.extras.safetensors")
+    return [beside] if beside.is_file() else []
+
+
+def disobeyed(case: Case, config: Mapping[str, object]) -> Iterator[str]:
+    """Arguments of a configuration file that did not arrive."""
+    told = {pair.partition("=")[0] for pair in case.settings}
+
+    def plain(value: object) -> object:
+        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            return plain(value[0])
+        return float(value) if type(value) in (int, float) else value
+
+    for key, value in case.given.items():
+        if key in config and key not in told and plain(config[key]) != plain(value):
+            yield f"{key} is {str(config[key])[:60]!r}, the configuration said {str(value)[:60]!r}"
+
+
+class Plans:
+    """Where each tensor of an unharmed seed goes: learned once from a clean conversion of it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.known = folder, {}
+
+    def of(self, case: Case) -> dict[str, tuple[str | None, np.ndarray | None, Tensor]]:
+        """target name -> (source name, permutation, what stood there); source None: filled in by the converter."""
+        from converters.convert import convert
+        from converters.errors import ConversionError
+
+        base = case.base
+        key = base.name, case.to, case.which
+        if key not in self.known:
+            path, plan = self.folder / "plan.safetensors", {}
+            path.unlink(missing_ok=True)
+            overrides = {k: json.loads(v) for k, _, v in (pair.partition("=") for pair in base.settings)}
+            try:
+                convert(
+                    base.folder / base.source, path, case.which, base.layout, case.to, overrides, force=True,
+                    family=base.family, say=lambda line: None,
+                )  # fmt: skip
+            except ConversionError:
+                pass
+            else:
+                for name, tensor in view(path).items():
+                    plan[name] = *_origin(tensor, base.tensors(case.which)), tensor
+            self.known[key] = plan
+        return self.known[key]
+
+
+def _origin(tensor: Tensor, source: Mapping[str, Tensor]) -> tuple[str | None, np.ndarray | None]:
+    size = WORDS[tensor.word][0]
+    mine = np.frombuffer(tensor.raw, f"V{size}").view(f"u{size}")
+    for name, other in source.items():
+        if other.word == tensor.word and other.raw == tensor.raw:
+            return name, None
+    order = np.argsort(mine, kind="stable")
+    for name, other in source.items():
+        theirs = np.frombuffer(other.raw, f"u{WORDS[other.word][0]}")
+        if other.word == tensor.word and len(theirs) == len(mine):
+            there = np.argsort(theirs, kind="stable")
+            if np.array_equal(theirs[there], mine[order]):
+                permutation = np.empty(len(mine), np.int64)
+                permutation[order] = there
+                return name, permutation
+    return None, None
+
+
+def differences(trial: Trial, written: Mapping[str, Tensor], extras: Mapping[str, Tensor]) -> Iterator[str]:
+    """Tensors of the target that are not those of the source, and tensors of the source that are gone."""
+    case = trial.case
+    plan, source = trial.plans.of(case), sources(case)
+    beside = {}
+    for path in (f"{case.weights.name}.extras.safetensors", f"{case.weights.stem}.extras.safetensors"):
+        if case.weights.with_name(path).is_file():
+            with contextlib.suppress(Exception):
+                beside |= view(case.weights.with_name(path))
+    used = set()
+    for name, tensor in {**extras, **written}.items():
+        origin, permutation, clean = plan.get(name, (name, None, None))
+        if origin is None and name in plan and name not in source and name not in beside:
+            if clean.shape == tensor.shape and not alike(tensor, clean, case.dtype):
+                yield f"{name} is filled with other numbers than usual"
+            continue
+        found = source.get(origin, source.get(name, beside.get(origin, beside.get(name))))
+        if found is not None:
+            used |= {origin, name}
+            size = WORDS[found.word][0]
+            if permutation is not None and len(found.raw) == len(permutation) * size:
+                raw = np.frombuffer(found.raw, f"V{size}")[permutation].tobytes()
+                found = Tensor(found.word, tensor.shape, raw)
+            if alike(tensor, found, case.dtype):
+                continue
+        others = [other for other, value in source.items() if alike(tensor, value, case.dtype)]
+        if not others:
+            yield f"{name} holds other bits than the source"
+        used |= set(others)
+    lost = [
+        name
+        for name, tensor in source.items()
+        if name not in used and not any(alike(value, tensor, case.dtype) for value in written.values())
+    ]
+    if lost and not re.search(r"^note      (dropped|left) ", trial.outcome.out, re.M):
+        yield f"lost without a word: {', '.join(map(ascii, lost[:3]))}"
+
+
+def sources(case: Case) -> dict[str, Tensor]:
+    """The weights that others see in the mutated source; where they see none, the seed's at their places."""
+    try:
+        return weights_of(view(case.weights), case.which)
+    except Exception:
+        clean = case.base.tensors(case.which)
+        if not case.placed:
+            return clean
+        found = {}
+        for name, tensor in clean.items():
+            file, at = case.base.spots(case.which).get(name, (None, 0))
+            raw = (case.folder / "in" / file).read_bytes()[at : at + len(tensor.raw)] if file else b""
+            found[name] = Tensor(tensor.word, tensor.shape, raw)
+        return found
+
+
+def alike(written: Tensor, read: Tensor, dtype: str) -> bool:
+    """The same bits; after a cast, those that torch's cast gives."""
+    target = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}.get(dtype, read.word)
+    if read.word not in FLOATS or target == read.word:
+        return (written.word, written.raw) == (read.word, read.raw)
+    if written.word != target or len(written.raw) // WORDS[target][0] != len(read.raw) // WORDS[read.word][0]:
+        return False
+    if not read.raw:
+        return True
+    import torch
+
+    types = {word_: getattr(torch, name) for word_, name in zip(WORDS, TORCH_DTYPES, strict=True)}
+    before = torch.frombuffer(bytearray(read.raw), dtype=types[read.word])
+    expected, got = before.to(types[target]), torch.frombuffer(bytearray(written.raw), dtype=types[target])
+    both_nan = expected.isnan() & got.isnan()
+    overflow = (got.isinf() & before.isfinite()).any()
+    same = expected.view(torch.int16 if target != "F32" else torch.int32) == got.view(
+        torch.int16 if target != "F32" else torch.int32
+    )
+    return bool((same | both_nan).all()) and not bool(overflow)
+
+
+def judge(trial: Trial) -> list[str]:
+    """Everything that is wrong with a trial, as "rule: what"."""
+    return [f"{name}: {line}" for name, check in RULES.items() for line in check(trial)]
+
+
+# --------------------------------------------------------------------------------------------------- campaign
+
+
+class Campaign:
+    """Cases one after the other in a yard of their own: the case's folder, a canary, a neighbour, a folder for
+    temporary files. Whatever changes there is the command's doing.
+    """
+
+    def __init__(self, yard: Path, seeds: list[Seed], hang: int = HANG):
+        self.yard, self.seeds, self.hang = yard, seeds, hang
+        for name in ("canary", "tmp"):
+            (yard / name).mkdir(parents=True, exist_ok=True)
+        (yard / "neighbour.safetensors").write_bytes(b"not yours")
+        self.worker = Worker(yard, hang)
+        plans = yard.parent / f"{yard.name}.plans"
+        plans.mkdir(exist_ok=True)
+        self.plans = Plans(plans)
+
+    def around(self) -> dict[str, tuple]:
+        names = {}
+        for name in ("canary", "tmp"):
+            names |= {f"{name}/{inner}": about for inner, about in snapshot(self.yard / name).items()}
+        for entry in os.scandir(self.yard):
+            names[entry.name] = (entry.is_dir(), entry.stat().st_size if entry.is_file() else None)
+        return names
+
+    def run(self, case: Case) -> Trial:
+        before, around = snapshot(case.folder), self.around()
+        outcome = run_process(case, self.hang) if case.process else self.worker.ask(case)
+        yard = changes(around, self.around())
+        for name in yard:
+            if name not in around:
+                clear(path) if (path := self.yard / name).is_dir() else path.unlink(missing_ok=True)
+        return Trial(case, outcome, before, snapshot(case.folder), yard, self.plans)
+
+    def play(self, seed: int, index: int) -> tuple[Trial, list[str]]:
+        trial = self.run(make_case(seed, index, self.yard, self.seeds))
+        return trial, judge(trial)
+
+
+def summary_of(seed: int, indices: Sequence[int], campaign: Campaign, say: Callable[[str], None]) -> dict:
+    """Run these cases; the result can be added to others."""
+    counts, violations, slowest, largest = Counter(), [], [], []
+    start = time.monotonic()
+    for done, index in enumerate(indices, 1):
+        trial, wrong = campaign.play(seed, index)
+        case, outcome = trial.case, trial.outcome
+        counts[f"{case.kind}/{trial.word}"] += 1
+        about = f"{seed}:{index} {case.base.name if case.base else ''} {case.what}"
+        slowest.append((outcome.cpu, about))
+        largest.append((outcome.memory, about))
+        slowest, largest = sorted(slowest)[-3:], sorted(largest)[-3:]
+        for line in wrong:
+            violations.append(
+                {"case": f"{seed}:{index}", "kind": case.kind, "what": case.what, "wrong": line}
+            )
+            say(f"VIOLATION {seed}:{index} {case.kind}: {line[:500]}\n          {case.what}")
+        if done % 500 == 0:
+            say(
+                f"{done} of {len(indices)} cases, {len(violations)} violations, {time.monotonic() - start:.0f} s"
+            )
+    restarts = max(campaign.worker.restarts, 0)
+    return {
+        "counts": counts,
+        "violations": violations,
+        "slowest": slowest,
+        "largest": largest,
+        "restarts": restarts,
+    }
+
+
+def together(parts: Sequence[dict]) -> dict:
+    counts = sum((Counter(part["counts"]) for part in parts), Counter())
+    found = {
+        key: [row for part in parts for row in part[key]] for key in ("violations", "slowest", "largest")
+    }
+    found["slowest"], found["largest"] = (
+        sorted(map(tuple, found[key]))[-3:] for key in ("slowest", "largest")
+    )
+    return {"counts": counts, **found, "restarts": sum(part["restarts"] for part in parts)}
+
+
+WORDS_OF_OUTCOMES = ("converted", "refused", "inspected", "no layout", "helped", "died")
+
+
+def table(summary: Mapping) -> str:
+    """Counts of kinds and outcomes, extremes, violations with the way to see them again."""
+    rows = [f"{'':<14}" + "".join(f"{word_:>11}" for word_ in WORDS_OF_OUTCOMES) + f"{'all':>11}"]
+    totals = Counter()
+    for name in KINDS:
+        numbers = [summary["counts"].get(f"{name}/{word_}", 0) for word_ in WORDS_OF_OUTCOMES]
+        totals.update(dict(zip(WORDS_OF_OUTCOMES, numbers, strict=True)))
+        rows.append(f"{name:<14}" + "".join(f"{n:>11}" for n in numbers) + f"{sum(numbers):>11}")
+    rows.append(
+        f"{'all':<14}"
+        + "".join(f"{totals[w]:>11}" for w in WORDS_OF_OUTCOMES)
+        + f"{sum(totals.values()):>11}"
+    )
+    for cpu, about in summary["slowest"][-1:]:
+        rows.append(f"slowest     {cpu:.2f} s of processor time: {about[:150]}")
+    for memory, about in summary["largest"][-1:]:
+        rows.append(f"largest     {memory / (1 << 20):.0f} MiB above the worker's own: {about[:150]}")
+    rows.append(f"violations  {len(summary['violations'])}, worker restarted {summary['restarts']} times")
+    for found in summary["violations"]:
+        rows.append(
+            f"  {found['kind']}: {found['wrong'][:200]}\n    python tests/converters/fuzz.py --replay {found['case']}"
+        )
+    return "\n".join(rows)
+
+
+def replay(case_number: str, campaign: Campaign, keep: Path | None) -> int:
+    seed, index = map(int, case_number.split(":"))
+    trial, wrong = campaign.play(seed, index)
+    case, outcome = trial.case, trial.outcome
+    print(f"seed      {case.base.name}\nkind      {case.kind}\nmutation  {case.what}")
+    print(f"command   python {case.script} {' '.join(map(ascii, case.arguments))[:2000]}")
+    print(
+        f"outcome   {trial.word}, exit code {outcome.code}, {outcome.cpu:.2f} s, {outcome.memory >> 20} MiB"
+    )
+    print("".join(f"          {line}\n" for line in ascii(outcome.out).split("\\n")[:40]), end="")
+    print(outcome.err[:5000])
+    print("changed  ", *changes(trial.before, trial.after)[:20])
+    for line in wrong:
+        print(f"VIOLATION {line}")
+    if keep:
+        shutil.copytree(case.folder, keep, symlinks=True)
+        print(f"the case's folder is in {keep}")
+    return bool(wrong)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code 1 when any rule is broken."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", type=int, default=1000, help="in the guarded worker (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=20, help="as real processes (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the campaign (default %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="index of the first case")
+    parser.add_argument("--jobs", type=int, default=1, help="at the same time (default %(default)s)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write all counts and violations as JSON")
+    parser.add_argument("--replay", metavar="SEED:INDEX", help="show one case")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="with --replay: copy the case's folder there"
+    )
+    parser.add_argument(
+        "--seeds", type=Path, metavar="FOLDER", help="where the small checkpoints are, or are made"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where to work (default: /dev/shm, else the temporary folder)"
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--make-seeds", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # "1/4": every fourth case from the second on
+    args = parser.parse_args(arguments)
+    if args.worker:
+        serve()
+        return 0
+    if args.make_seeds:
+        make_seeds(args.make_seeds)
+        return 0
+    home = args.folder or (Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None)
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=home) as work:
+        folder = Path(work).resolve()
+        place = (args.seeds or folder / "seeds").resolve()
+        seeds = load_seeds(place)
+        if args.jobs > 1 and not args.replay:
+            summary = together(_in_parts(args, place, folder))
+        else:
+            campaign = Campaign(folder / "yard", seeds)
+            with campaign.worker:
+                if args.replay:
+                    return replay(args.replay, campaign, args.keep)
+                part, of = map(int, (args.part or "0/1").split("/"))
+                indices = [
+                    *range(args.first, args.first + args.cases),
+                    *range(PROCESSES + args.first, PROCESSES + args.first + args.processes),
+                ]
+                summary = summary_of(
+                    args.seed, indices[part::of], campaign, lambda line: print(line, flush=True)
+                )
+            clear(campaign.yard)
+    if args.report:
+        args.report.write_text(json.dumps(summary, indent=1))
+    print(table(summary))
+    return bool(summary["violations"])
+
+
+def _in_parts(args: argparse.Namespace, seeds: Path, folder: Path) -> list[dict]:
+    """Every job runs its share in a process of its own."""
+    options = [
+        f"--cases={args.cases}",
+        f"--processes={args.processes}",
+        f"--seed={args.seed}",
+        f"--first={args.first}",
+        f"--seeds={seeds}",
+    ]
+    reports = [folder / f"part{n}.json" for n in range(args.jobs)]
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                __file__,
+                *options,
+                f"--part={n}/{args.jobs}",
+                f"--report={report}",
+                f"--folder={folder}",
+            ]
+        )
+        for n, report in enumerate(reports)
+    ]
+    for process in started:
+        process.wait()
+    return [json.loads(report.read_text()) for report in reports]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -346,6 +346,24 @@ def test_tensors_and_things_that_are_refused(tmp_path, form, thing, message):
         READ[form](path)
 
 
+class DictConfig(dict):
+    """Stands for OmegaConf's class, which official training states keep under "args"."""
+
+
+@FORMATS
+def test_options_of_omegaconf_are_inert(tmp_path, form, monkeypatch):
+    monkeypatch.setitem(
+        __import__("sys").modules, "omegaconf.dictconfig", argparse.Namespace(DictConfig=DictConfig)
+    )
+    DictConfig.__module__ = "omegaconf.dictconfig"
+    options = DictConfig()
+    options.model = "Latte-XL/2"
+    path = saved(tmp_path / "a.pt", {"ema": {"w": torch.ones(2)}, "args": options}, form)
+    found = READ[form](path)
+    assert type(found["args"]) is Placeholder and found["args"].model == "Latte-XL/2"
+    assert_same(found["ema"]["w"], torch.ones(2))
+
+
 @FORMATS
 def test_subclass_of_another_program_is_refused(tmp_path, form, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "their_program", argparse.Namespace(Tagged=Tagged))
