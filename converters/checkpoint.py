@@ -4,17 +4,18 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from converters.containers.safetensors_file import read_safetensors
 from converters.containers.source import EXTRAS, Source, open_source, unwrap
+from converters.containers.target import config_beside
 from converters.errors import ConversionError
 from converters.layouts import FAMILIES, choose
 from converters.layouts.base import Layout
-from converters.stream import Entries, names_of, parse_json
+from converters.stream import Entries, names_of, parse_json, read_json
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -100,11 +101,14 @@ def load(
     config = found.resolve(shapes, {**config, **wins}, origin=origin_of_all)
     tensors, extras, more = found.to_ours(entries, config)
     notes += more
-    extras, files = {**_extras_beside(source), **extras}, source.files
+    beside, files = _extras_beside(source, FAMILIES[family].ours[found.model.name], config)
+    extras, files = {**beside, **extras}, (*source.files, *files)
     if extras:
         notes.append(f"kept {names_of(extras)}: no part of the network")
-    if origin and not _written_by_us(source.metadata):
+    if origin and origin != _inside(source):
         notes.insert(0, f"configuration from {origin}")
+    elif origin and not source.is_folder:
+        notes += _overruled(source, side)
     return Checkpoint(
         tensors=Tensors(tensors),
         config=config,
@@ -122,14 +126,14 @@ def _layout_of(source: Source, shapes: dict, wanted: str | None, side: dict, fam
     """The layout: what the file's metadata say, the wanted one, or what names and shapes tell."""
     metadata = source.metadata
     if not _written_by_us(metadata):
-        if wanted == "ours":
+        if wanted == "ours" and side.get("_layout") != "ours":
             raise ConversionError(
                 f"{source.path} was not written by this package",
                 got=f"metadata keys {sorted(metadata)}",
                 expected="model, config and layout",
                 remedy="leave --from out",
             )
-        return choose(shapes, wanted, side, family)
+        return choose(shapes, None if wanted == "ours" else wanted, side, family)
     model, written = metadata["model"], metadata["layout"]
     mine = FAMILIES[family]
     if model not in {layout.model.name for layout in [*mine.layouts.values(), *mine.ours.values()]}:
@@ -142,13 +146,37 @@ def _layout_of(source: Source, shapes: dict, wanted: str | None, side: dict, fam
             expected=" or ".join(mine.ours),
             remedy=other and f"converters/{other.command}",
         )
+    if wanted == "ours" != written:
+        raise ConversionError(f"{source.path} is in layout {written!r}", remedy="leave --from out")
     if wanted not in (None, written):
         return choose(shapes, wanted, side, family)
-    return mine.named(written, model)
+    found = mine.named(written, model)
+    if found.initial:
+        raise ConversionError(
+            f"metadata of {source.path.name}: this package writes no {written}",
+            remedy="name the layout that it is in with --from",
+        )
+    return found
 
 
 def _written_by_us(metadata: Mapping[str, str]) -> bool:
     return {"model", "config", "layout"} <= metadata.keys()
+
+
+def _inside(source: Source) -> str:
+    return f"metadata of {source.path.name}"
+
+
+def _overruled(source: Source, inside: dict) -> list[str]:
+    """A note if somebody changed the configuration beside a file that carries its own."""
+    place = config_beside(source.path)
+    with contextlib.suppress(ConversionError, OSError):
+        told = {key: value for key, value in read_json(place).items() if not key.startswith("_")}
+        if told != inside:
+            return [
+                f"{place.name} says something else than the file itself, which counts: change it with --set"
+            ]
+    return []
 
 
 def find_config(source: Source) -> tuple[dict, str]:
@@ -157,9 +185,9 @@ def find_config(source: Source) -> tuple[dict, str]:
     A file's own metadata say it, else <file name>.json, <stem>.json or config.json beside it. In a folder
     config.json does, unless it is as we wrote it: then the metadata, which say more.
     """
-    inside, card, origin = None, None, f"metadata of {source.path.name}"
+    inside, card, origin = None, None, _inside(source)
     if _written_by_us(source.metadata):
-        inside = parse_json(source.metadata["config"].encode(), origin)
+        inside = parse_json(source.metadata["config"].encode("utf-8", "surrogatepass"), origin)
         family = next((f for f in FAMILIES.values() if source.metadata["model"] in f.ours), None)
         with contextlib.suppress(ConversionError, AttributeError, KeyError, TypeError, ValueError):
             card = family.named(source.metadata["layout"], source.metadata["model"]).card(inside)
@@ -167,17 +195,27 @@ def find_config(source: Source) -> tuple[dict, str]:
     if not source.is_folder:
         places[:0] = [source.beside(f"{source.path.name}.json"), source.beside(f"{source.stem}.json")]
     found = next((place for place in places if place.is_file() and place != source.path), None)
-    beside = parse_json(found.read_bytes(), str(found)) if found and (source.is_folder or not inside) else {}
+    beside = read_json(found) if found and (source.is_folder or not inside) else {}
     if inside is not None and (not beside or beside == card):
         return inside, origin
     return beside, str(found) if found else ""
 
 
-def _extras_beside(source: Source) -> Entries:
+def _extras_beside(source: Source, home: Layout, config: dict) -> tuple[Entries, tuple[Path, ...]]:
+    """What stands in a file of extras, and that file. It is found by its name alone, so what it holds is checked."""
     for place in (source.beside(source.path.name + EXTRAS), source.beside(source.stem + EXTRAS)):
         if place.is_file() and place != source.path:
-            return read_safetensors(place)[0]
-    return {}
+            extras = read_safetensors(place)[0]
+            rest = replace(home, rules=tuple(rule for rule in home.rules if rule.extra))
+            shapes = {name: entry.shape for name, entry in extras.items()}
+            if wrong := rest.differences(shapes, config, {}, "ours"):
+                raise ConversionError(
+                    f"{place} does not belong to {source.path}",
+                    got="; ".join(f"{kind}: {names_of(lines)}" for kind, lines in wrong.items()),
+                    remedy="remove or rename it",
+                )
+            return extras, (place,)
+    return {}, ()
 
 
 def describe(config: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from converters.containers.target import parse_size
 from converters.convert import DTYPE_WORDS, convert
-from converters.errors import ConversionError
+from converters.errors import ConversionError, printable
 from converters.layouts import FAMILIES
 
 
@@ -17,6 +17,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise ConversionError(message, remedy="see --help")
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():
+            if value == [] and name != "settings":  # what argparse makes of --to=--
+                self.error(f"argument --{name}: expected one argument")
+        return found
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -123,6 +130,7 @@ def run(family: str, description: str, examples: str, arguments: Sequence[str] |
             args.force,
             parse_size(args.shard_size) if args.shard_size else None,
             family,
+            lambda line: print(printable(line)),
         )
         return 0
 
@@ -144,11 +152,13 @@ def guarded(work: Callable[[], int]) -> int:
         return 2
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}; nothing was written", file=sys.stderr)
+        print(
+            f"error: {printable(f'{error.strerror or error}{where}')}; nothing was written", file=sys.stderr
+        )
         return 2
     except MemoryError:
         print("error: not enough memory; nothing was written", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("error: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as error:  # whoever has written something says so
+        print(f"error: interrupted, {printable(str(error)) or 'nothing was written'}", file=sys.stderr)
         return 130

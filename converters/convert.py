@@ -5,17 +5,17 @@ import json
 import os
 import shutil
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint, describe, load
 from converters.containers.ckpt_file import check_crc as check_ckpt_crc
+from converters.containers.safetensors_file import read_safetensors
 from converters.containers.source import EXTRAS, open_source, unwrap
 from converters.containers.target import FILES, check_replaceable, config_beside, is_folder, write_target
 from converters.containers.torch_zip import check_crc as check_zip_crc
-from converters.errors import ConversionError
+from converters.errors import ConversionError, printable
 from converters.layouts import FAMILIES, NO_MAP, Family
 from converters.layouts.base import Layout
 from converters.stream import Entries, Progress, cast, content_hash, names_of, same_bits
@@ -56,6 +56,10 @@ def convert(
             expected=f"{', '.join(FILES)}, or no ending for a folder",
             remedy=f"--target {target.with_suffix('.safetensors')}",
         )
+    if shard_size is not None and not is_folder(target):
+        raise ConversionError(
+            "shards need a folder", got=f"--target {target}", remedy=f"--target {target.with_suffix('')}"
+        )
     kin = FAMILIES[family]
     checkpoint = load(source, which, layout, overrides, family)
     wanted = _target_layout(kin, to, checkpoint)
@@ -79,7 +83,7 @@ def convert(
         "model": checkpoint.model,
         "config": json.dumps(checkpoint.config),
         "layout": wanted.name,
-        "source": f"{source.name} ({checkpoint.layout})",
+        "source": f"{printable(source.name)} ({checkpoint.layout})",  # a name may be no text at all
     }
     config = wanted.card(checkpoint.config)
     digest = write_target(
@@ -96,7 +100,14 @@ def convert(
     say(f"written   {target} ({_size_of(target):,} bytes, layout {wanted.name}, dtype {dtype})")
     say(f"sha256    {digest} (content)")
     if verify:
-        verify_target(target, entries, digest, family)
+        try:
+            verify_target(target, entries, digest, family, left)
+        except (OSError, MemoryError) as error:
+            raise ConversionError(
+                f"{target} is written, but could not be read again", got=error, remedy="check the disk"
+            ) from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{target} is written, but not verified") from None
         how = "bit-equal to the source" if dtype == "keep" else f"bit-equal to the source cast to {dtype}"
         say(f"verified  {len(entries)} tensors read back, {how}")
     return digest
@@ -110,7 +121,9 @@ def _target_layout(kin: Family, to: str, checkpoint: Checkpoint) -> Layout:
             + (f": {NO_MAP}" if kin.name == "latte" else ""),
             remedy="choose another --to: "
             + " or ".join(
-                name for name, other in kin.layouts.items() if other.model.name == checkpoint.model
+                name
+                for name, other in (*kin.layouts.items(), ("ours", kin.ours[checkpoint.model]))
+                if other.model.name == checkpoint.model and not other.initial
             ),
         )
     return wanted
@@ -121,22 +134,29 @@ def _check_target(target: Path, checkpoint: Checkpoint, force: bool, kin: Family
         raise ConversionError(f"folder {target.parent} does not exist", remedy=f"mkdir -p {target.parent}")
     if not os.access(target.parent, os.W_OK):
         raise ConversionError(f"folder {target.parent} is not writable", remedy="choose another --target")
-    beside = config_beside(target)
-    if not is_folder(target) and beside.exists() and not force:
-        raise ConversionError(
-            f"{beside}, the place of the configuration, exists already",
-            remedy="choose another --target or pass --force",
-        )
-    if not target.exists():
-        return
-    inside = [
-        file for file in checkpoint.files if target in file.absolute().parents or target in file.parents
-    ]
-    if inside or any(target.exists() and os.path.samefile(target, file) for file in checkpoint.files):
-        raise ConversionError(f"{target} is the source itself", remedy="choose another --target")
-    if not force:
-        raise ConversionError(f"{target} exists already", remedy="choose another --target or pass --force")
-    check_replaceable(target, kin.stem)
+    places = {target: ""}
+    if not is_folder(target):
+        places[config_beside(target)] = ", the place of the configuration,"
+        places[target.with_name(target.name + EXTRAS)] = ", the place of tensors beside the network,"
+    for place, role in places.items():
+        if not os.path.lexists(place):
+            continue
+        if any(_is_part(file, place) for file in checkpoint.files):
+            raise ConversionError(f"{place} is the source itself", remedy="choose another --target")
+        if not force:
+            raise ConversionError(
+                f"{place}{role} exists already", remedy="choose another --target or pass --force"
+            )
+        if place == target:
+            check_replaceable(target, kin.stem)
+        elif place.exists() and not place.is_file():
+            raise ConversionError(f"{place} is no regular file", remedy="choose another --target")
+
+
+def _is_part(file: Path, place: Path) -> bool:
+    """Whether replacing `place` would take this file away, whatever names lead to them."""
+    real, there = Path(os.path.realpath(file)), Path(os.path.realpath(place))
+    return there == real or there in real.parents or (place.exists() and os.path.samefile(place, file))
 
 
 def _check_space(target: Path, entries: Entries) -> None:
@@ -190,13 +210,19 @@ def _size_of(target: Path) -> int:
 
 def check_source(checkpoint: Checkpoint, say: Callable[[str], None] = print) -> None:
     """Compare the files with the checksums that they carry, each container its own; says which carry none."""
+    bare = []
     for file in checkpoint.files:
-        if zipfile.is_zipfile(file):
+        container = open_source(file).container
+        if container == "torch zip":
             check_zip_crc(file)
-        elif file.suffix == ".ckpt" and not check_ckpt_crc(file):
-            say(f"note      {file.name} carries no checksum")
-    stored = checkpoint.metadata.get("sha256")
-    if stored is not None and checkpoint.layout == checkpoint.metadata.get("layout"):
+        elif container in ("torch legacy", "safetensors") or (
+            container == "MindSpore ckpt" and not check_ckpt_crc(file)
+        ):
+            bare.append(file.name)
+    stored = checkpoint.metadata.get("sha256") if "layout" in checkpoint.metadata else None
+    if stored is None and bare:
+        say(f"note      no checksum in {names_of(bare)}")
+    if stored is not None:
         entries, _ = unwrap(open_source(checkpoint.files[0]).tree, "state_dict", checkpoint.files[0])
         if (found := content_hash(entries)) != stored:
             raise ConversionError(
@@ -207,17 +233,28 @@ def check_source(checkpoint: Checkpoint, say: Callable[[str], None] = print) -> 
             )
 
 
-def verify_target(target: Path, entries: Entries, digest: str, family: str) -> None:
-    """Read the target again: same names, dtypes, shapes, and every bit as in the (cast) source."""
+def verify_target(
+    target: Path, entries: Entries, digest: str, family: str, extras: Entries | None = None
+) -> None:
+    """Read the target again: same names, dtypes, shapes, and every bit as in the (cast) source; extras too."""
     written, _ = unwrap(open_source(target, family).tree, "ema", target)
-    different = [
-        name
-        for name in {**entries, **written}
-        if name not in written or name not in entries or not same_bits(entries[name], written[name])
-    ]
+    different = _different(entries, written)
+    if extras:
+        name = f"{FAMILIES[family].stem}{EXTRAS}"
+        place = target / name if target.is_dir() else target.with_name(f"{target.name}{EXTRAS}")
+        different += _different(extras, read_safetensors(place)[0])
     if different or content_hash(written) != digest:
         raise ConversionError(
             f"{target} differs from what was written",
             got=names_of(different) or "another content hash",
             remedy="do not use the file: check the disk and convert again",
         )
+
+
+def _different(wanted: Entries, found: Entries) -> list[str]:
+    """Names that only one side has, or whose tensors are not the same bits."""
+    return [
+        name
+        for name in {**wanted, **found}
+        if name not in found or name not in wanted or not same_bits(wanted[name], found[name])
+    ]

@@ -25,5 +25,5 @@ class ConversionError(ValueError):
 
 def printable(line: str, limit: int = 20_000) -> str:
     """The line without control characters, and not endless: names come from files that nobody trusts."""
-    line = line if len(line) <= limit else f"{line[:limit]} ..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[:limit]} ..."

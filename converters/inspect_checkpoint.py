@@ -7,6 +7,7 @@ Reads headers only, whatever the size of the file; needs neither torch nor MindS
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ if not __package__:  # run as a file: find the package from any folder, and keep
 
 from converters.checkpoint import find_config, load
 from converters.command import Parser, add_source, guarded, parse_setting
-from converters.containers.source import open_source, unwrap
+from converters.containers.source import Source, open_source, unwrap
 from converters.errors import ConversionError, printable
 from converters.layouts import FAMILIES, candidates
 from converters.stream import content_hash
@@ -51,7 +52,7 @@ def inspect(
     entries, notes = unwrap(opened.tree, which, opened.path)
     shapes = {name: entry.shape for name, entry in entries.items()}
     found = candidates(shapes)
-    if layout is not None:
+    if layout not in (None, "ours"):
         found = [(family, family.named(layout)) for family in FAMILIES.values() if layout in family.layouts]
         if not found:
             known = [name for family in FAMILIES.values() for name in family.layouts]
@@ -72,6 +73,7 @@ def inspect(
         "layout": None,
         "config": None,
         "command": None,
+        "options": "",
         "notes": [*opened.notes, *notes],
         "problem": None,
         "missing": [],
@@ -91,14 +93,13 @@ def inspect(
         return result
     family = families[0]
     result["command"] = f"converters/{family.command}"
+    result["options"] = _options(which, layout, overrides or {})
     try:
         checkpoint = load(source, which, layout, overrides, family.name)
     except ConversionError as error:
         result["problem"] = str(error)
         if found:
-            best = found[0][1]
-            side, _ = find_config(opened)
-            result |= _differences(best, shapes, {**side, **(overrides or {})})
+            result |= _differences(found[0][1], shapes, opened, overrides or {})
     else:
         result |= {
             "model": checkpoint.model,
@@ -109,16 +110,24 @@ def inspect(
     return result
 
 
-def _differences(layout, shapes: dict, side: dict) -> dict[str, list[str]]:
+def _differences(layout, shapes: dict, opened: Source, overrides: dict) -> dict[str, list[str]]:
     """What does not fit, as far as the configuration can be had."""
-    try:
-        given, _ = layout.model.arguments(side, "configuration")
-    except ConversionError:
-        given = {}
     solved = layout.solve(shapes)
-    return layout.differences(
-        shapes, {**layout.model.infer(solved, shapes), **layout.presumes, **given}, solved
-    )
+    known = {**layout.model.infer(solved, shapes), **layout.presumes}
+    try:
+        given, _ = layout.model.arguments({**find_config(opened)[0], **overrides}, "configuration")
+        return layout.differences(shapes, {**known, **given}, solved)
+    except ConversionError:  # what the problem says already
+        return layout.differences(shapes, known, solved)
+
+
+def _options(which: str, layout: str | None, overrides: dict) -> str:
+    """What the converter has to be told as well, as words of a command line."""
+    words = [*(["--which", which] if which != "ema" else []), *(["--from", layout] if layout else [])]
+    words += ["--set"] if overrides else []
+    for key, value in overrides.items():
+        words.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def folded(entries: dict[str, dict]) -> list[tuple[str, str, str, int]]:
@@ -156,7 +165,10 @@ def show(result: dict, every: bool) -> list[str]:
     if result["problem"] is None:
         lines.append(f"layout     {result['layout']} of {result['model']}, fits")
         lines.append(f"config     {json.dumps(result['config'])}")
-        lines.append(f"convert    python {result['command']} --source {result['source']} --target ...")
+        source = shlex.quote(result["source"])
+        lines.append(
+            f"convert    python {result['command']} --source {source}{result['options']} --target ..."
+        )
     else:
         lines += [f"problem    {line}" for line in result["problem"].splitlines()]
     lines += [f"note       {note}" for note in result["notes"]]

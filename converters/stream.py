@@ -9,12 +9,14 @@ dtype words are those of the safetensors format (F32, BF16 ...).
 import contextlib
 import ctypes
 import fcntl
+import glob
 import hashlib
 import json
 import mmap
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ DTYPES = {
 FLOATING = ("F64", "F32", "F16", "BF16")
 PART = 1 << 24  # bytes that are in flight at once
 BLOCK = 1 << 18  # elements that are converted at once: what fits a processor's cache is twice as fast
+MAX_JSON = 1 << 25  # bytes of a configuration or an index; one of 200,000 tensors takes as much
 AGAIN = "the file is damaged or not completely downloaded: fetch it again"
 
 
@@ -130,9 +133,9 @@ def parse_json(text: bytes, what: str) -> dict:
     def unique(pairs: list[tuple[str, object]]) -> dict:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise ConversionError(f"{what} names something twice", got=", ".join(twice))
+            counts = Counter(name for name, _ in pairs)
+            twice = sorted(name for name, count in counts.items() if count > 1)
+            raise ConversionError(f"{what} names something twice", got=names_of(twice))
         return found
 
     try:
@@ -144,6 +147,18 @@ def parse_json(text: bytes, what: str) -> dict:
     if not isinstance(parsed, dict):
         raise ConversionError(f"{what} is wrong", got=type(parsed).__name__, expected="a JSON object")
     return parsed
+
+
+def read_json(path: Path) -> dict:
+    """A configuration or an index; nothing of the kind is large."""
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise ConversionError(
+            f"{path} is no configuration and no index",
+            got=f"{size} bytes",
+            expected=f"at most {MAX_JSON}",
+            remedy="remove or rename it",
+        )
+    return parse_json(path.read_bytes(), str(path))
 
 
 def names_of(entries: Iterable[str], limit: int = 5) -> str:
@@ -329,7 +344,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     An older folder of that name stays whole until then. What a killed process left beside `path` is removed by
     the next call.
     """
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
             _remove_unless_locked(stale)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -344,6 +359,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
         else:
             os.rename(temporary, path)
     finally:
+        if temporary.is_symlink():  # `path` was a link to a folder, which stays as it is
+            temporary.unlink()
         shutil.rmtree(temporary, ignore_errors=True)  # the unfinished or the older folder
         os.close(lock)
     sync_folder(path.parent)

@@ -15,8 +15,10 @@ import mindspore as ms
 import numpy as np
 
 import converters
+from converters.checkpoint import find_config
+from converters.containers.source import open_source, unwrap
 from converters.containers.target import FILES, check_replaceable, parse_size, write_target
-from converters.layouts import FAMILIES, OURS
+from converters.layouts import FAMILIES, OURS, candidates
 from converters.stream import TensorEntry
 from ms_latte.models.latte import Latte
 from ms_latte.models.latte_t2v import LatteT2V
@@ -63,8 +65,8 @@ def load(path, model=None, which="ema", precision=None, overrides=None, layout=N
         model = MODELS[checkpoint.model](**checkpoint.config, precision=precision or Precision())
         conflicts = []
     else:
-        checkpoint = _open_for(model, path, which, layout, overrides)
-        conflicts = _conflicts(model, checkpoint)
+        checkpoint, told = _open_for(model, path, which, layout, overrides)
+        conflicts = _conflicts(model, told)
     _fill(model, checkpoint.tensors, checkpoint.tensors.shapes, str(path), conflicts)
     return model.set_train(False)
 
@@ -99,7 +101,7 @@ def save(model, path, max_shard_size=None, folder=False):
     entries = {name: _entry(parameter) for name, parameter in model.parameters_and_names()}
     config, layout, stem = _stored_config(model), OURS[kind], FAMILIES["latte"].stem
     metadata = {"model": kind, "config": json.dumps(config), "layout": "ours"}
-    check_replaceable(path, stem)
+    check_replaceable(path, stem, folder)
     size = parse_size(str(max_shard_size)) if max_shard_size is not None else None
     return write_target(
         path, entries, metadata, layout.card(config), {}, stem=stem, shard_size=size, folder=folder
@@ -114,25 +116,36 @@ def _kind(model):
 
 
 def _open_for(model, path, which, layout, overrides):
-    """The checkpoint, with the model's own configuration where the file does not tell enough."""
-    kind = _kind(model)
+    """The checkpoint, with the model's own configuration where the file does not tell enough, and what it tells."""
+    kind, overrides = _kind(model), overrides or {}
     try:
         checkpoint = converters.load(path, which, layout, overrides)
+        held, told = checkpoint.model, checkpoint.config
     except converters.ConversionError:
-        checkpoint = converters.load(path, which, layout, {**_stored_config(model), **(overrides or {})})
-    if checkpoint.model != kind:
+        source = open_source(Path(path), "latte")
+        entries, _ = unwrap(source.tree, which, source.path)
+        held = {found.model.name for _, found in candidates(_shapes(entries), ["latte"])} or {kind}
+        held = kind if kind in held else held.pop()
+        if held == kind:
+            checkpoint = converters.load(path, which, layout, {**_stored_config(model), **overrides})
+            told, _ = OURS[kind].model.arguments({**find_config(source)[0], **overrides}, str(path))
+    if held != kind:
         raise CheckpointError(
-            f"{path} holds a {checkpoint.model}, the model is a {kind}; no lossless map exists between them"
+            f"{path} holds a {held}, the model is a {kind}; no lossless map exists between them"
         )
-    return checkpoint
+    return checkpoint, told
 
 
-def _conflicts(model, checkpoint):
+def _shapes(entries):
+    return {name: entry.shape for name, entry in entries.items()}
+
+
+def _conflicts(model, told):
     """Arguments in which the file and a given model differ, although perhaps no shape shows it."""
     skipped = INERT if model.config.get("condition", "class") == "class" else (*INERT, "num_classes")
     return [
         f"{name}: got {value!r} in the file, expected {model.config[name]!r}"
-        for name, value in checkpoint.config.items()
+        for name, value in told.items()
         if name not in skipped and _plain(value) != _plain(model.config[name])
     ]
 

@@ -26,6 +26,7 @@ from converters.stream import (
 )
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MAX_DIMS = 32  # numpy's limit
 UNKNOWN = "0" * 64  # in the place of a hash
 
 
@@ -85,6 +86,8 @@ def _spans(header: dict, path: Path) -> dict[str, tuple[str, tuple[int, ...], in
             raise ConversionError(
                 f"{path}: bad numbers for {name}", got=info, expected="non-negative integers"
             )
+        if len(shape) > MAX_DIMS:
+            raise ConversionError(f"{path}: {name} has {len(shape)} axes", expected=f"at most {MAX_DIMS}")
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ConversionError(
                 f"{path}: dtype of {name} is not supported", got=dtype, expected=", ".join(DTYPES)

@@ -9,7 +9,7 @@ from converters.containers.safetensors_file import read_safetensors
 from converters.containers.torch_legacy import is_torch_legacy, read_torch_legacy
 from converters.containers.torch_zip import read_torch_zip
 from converters.errors import ConversionError
-from converters.stream import TensorEntry, map_file, names_of, parse_json
+from converters.stream import TensorEntry, map_file, names_of, read_json
 
 # What diffusers and transformers write into a folder, best first, and where it lies in a pipeline's folder.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -26,7 +26,10 @@ PREFIXES = (
     "network.",
 )  # DistributedDataParallel, torch.compile, MindSpore's train cells
 # First words under which MindSpore's optimisers keep a second copy of every parameter's name.
-MOMENTS = ("adam_m", "adam_v", "moment1", "moment2", "moments", "exp_avg", "exp_avg_sq", "accum", "vel")
+MOMENTS = """
+    adam_m adam_v moment moment1 moment2 moments exp_avg exp_avg_sq max_exp_avg_sq exp_inf vhat lamb_m lamb_v
+    accum accum_update accu_grads mean_grad mean_square momentum_buf stat prev step_size vel grad_accumulated_
+"""
 EXTRAS = ".extras.safetensors"  # what the layout of a file has no place for lies in a file beside it
 
 
@@ -88,10 +91,15 @@ def open_source(path: Path, family: str | None = None) -> Source:
 def _open_ckpt(path: Path) -> Source:
     """Without what training states hold beside the weights: numbers, words, the optimiser's moments."""
     entries = read_ckpt(path)
-    left = [name for name, entry in entries.items() if entry.shape == ()]
+    left = [
+        name
+        for name, entry in entries.items()
+        if entry.shape == () or (entry.shape == (1,) and "." not in name)  # global_step is a list of one
+    ]
+    moments = set(MOMENTS.split())
     for name in entries:
         first, _, rest = name.partition(".")
-        if first in MOMENTS and rest in entries:
+        if first in moments and rest in entries:
             left.append(name)
     tree = {name: entry for name, entry in entries.items() if name not in set(left)}
     left += read_texts(path)
@@ -126,7 +134,7 @@ def _weights_in(folder: Path, family: str | None) -> Path:
 
 def _open_shards(index: Path) -> Source:
     """All tensors of an index; each must lie in exactly the shard that the index names, beside the index."""
-    content = parse_json(index.read_bytes(), str(index))
+    content = read_json(index)
     weight_map, metadata = content.get("weight_map"), content.get("metadata", {})
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise ConversionError(f"{index} has no usable weight_map", expected="tensor name -> shard file name")
@@ -206,7 +214,9 @@ def unwrap(tree: object, which: str, path: Path) -> tuple[dict[str, TensorEntry]
     averaged = {name for name in entries if name.startswith("ema.")}
     if averaged:  # MindSpore's training states keep both sets in one flat file
         rest = {name for name in entries if not name.startswith(("ema.", "swap."))}
-        taken = averaged if which == "ema" or not rest else rest
+        if which != "ema" and not rest:
+            raise ConversionError(f"{path} has no {which!r} weights", got="ema", remedy="--which ema")
+        taken = averaged if which == "ema" else rest
         notes += (
             [f"took the {'ema' if taken is averaged else 'raw'} weights, left the other set"] if rest else []
         )

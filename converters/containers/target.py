@@ -39,19 +39,26 @@ def is_folder(target: Path) -> bool:
     return target.suffix == "" or target.is_dir()
 
 
-def check_replaceable(target: Path, stem: str) -> None:
-    """Raise ConversionError if writing `target` would delete anything that is no such target."""
+def check_replaceable(target: Path, stem: str, folder: bool = False) -> None:
+    """Raise ConversionError if writing `target` would delete anything that is no such target.
+
+    folder  whatever the ending, a folder is meant
+    """
     if target.is_dir():
-        strange = [
-            p.name for p in target.iterdir() if not (p.name == "config.json" or p.name.startswith(stem))
-        ]
+        ours = re.compile(
+            rf"config\.json|{re.escape(stem)}"
+            r"(-[0-9]{5}-of-[0-9]{5})?(\.safetensors|\.bin)(\.index\.json)?|" + re.escape(stem + EXTRAS)
+        )
+        strange = [p.name for p in target.iterdir() if not (ours.fullmatch(p.name) and p.is_file())]
         if strange:
             raise ConversionError(
                 f"folder {target} holds other things, which writing it anew would delete",
                 got=names_of(sorted(strange)),
-                expected=f"config.json and {stem}*",
+                expected=f"config.json and {stem}.safetensors, .bin or their shards",
                 remedy="choose another folder",
             )
+    elif target.exists() and (folder or is_folder(target)):
+        raise ConversionError(f"{target} is a file, not a folder", remedy="choose another target")
     elif target.exists() and not target.is_file():
         raise ConversionError(f"{target} is no regular file", remedy="choose another target")
 
@@ -189,9 +196,9 @@ def _write_small(path: Path, content: Mapping[str, object]) -> None:
 def parse_size(text: str) -> int:
     """ "5GB", "500MB", "2GiB" or a number -> bytes."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?B)?", text.strip().upper())
-    size = int(float(found[1]) * UNITS[found[2] or ""]) if found else 0
-    if size <= 0:
+    size = float(found[1]) * UNITS[found[2] or ""] if found else 0
+    if not 1 <= size < 1 << 63:
         raise ConversionError(
             "--shard-size is malformed", got=repr(text), expected="5GB, 500MB or a number of bytes"
         )
-    return size
+    return int(size)

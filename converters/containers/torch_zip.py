@@ -49,14 +49,14 @@ def read_torch_zip(path: Path) -> object:
     def locate(wanted: Reference) -> Storage:
         raw, name = members.read(f"data/{wanted.key}"), f"entry data/{wanted.key}"
         expected = wanted.count * DTYPES[wanted.dtype].itemsize
-        if len(raw) < expected:
+        if len(raw) != expected:
             raise ConversionError(
-                f"{path}: {name} is too short",
+                f"{path}: {name} is too {'short' if len(raw) < expected else 'long'}",
                 got=f"{len(raw)} bytes",
                 expected=f"{expected} for {wanted.count} numbers",
                 remedy=AGAIN,
             )
-        return Storage(wanted.dtype, wanted.count, lambda: raw[:expected], order)
+        return Storage(wanted.dtype, wanted.count, lambda: raw, order)
 
     return load_pickle(path, members.read("data.pkl"), locate, 0, "its data.pkl")[0]
 
@@ -90,6 +90,10 @@ def _directory(path: Path) -> dict[str, zipfile.ZipInfo]:
     infos = {info.filename: info for info in listed}
     if len(infos) != len(listed):
         raise ConversionError(f"{path} names an entry of its archive twice", remedy=AGAIN)
+    if listed and min(info.header_offset for info in listed) != 0:  # two archives, one after the other
+        raise ConversionError(
+            f"{path} is a damaged zip file", got="something before its first entry", remedy=AGAIN
+        )
     return infos
 
 

@@ -133,6 +133,10 @@ def _written(family: Family, model: str, name: object) -> Layout | None:
 
 def _differing(found: list[Layout], side: Mapping[str, object]) -> list[str]:
     """Arguments in which layouts with the same tensors differ, as far as nobody settled them."""
-    fixed = [layout.defaults({**side}) for layout in found]
-    keys = {key for each in fixed for key in each} - side.keys()
+    try:
+        given, _ = found[0].model.arguments(side, "configuration")
+    except ConversionError:
+        return []  # whoever reads the configuration next says what is wrong with it, and where
+    fixed = [layout.defaults(given) for layout in found]
+    keys = {key for each in fixed for key in each} - given.keys()
     return sorted(key for key in keys if any(each.get(key) != fixed[0].get(key) for each in fixed))

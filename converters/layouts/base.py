@@ -9,6 +9,7 @@ that one table serves the names, the shape check and the inference of the config
 import difflib
 import itertools
 import re
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ Config = dict[str, object]
 Side = Literal["theirs", "ours"]
 
 REPORT_LIMIT = 20  # names per group in an error
+MAX_COUNT = 1 << 31  # of whatever an argument counts
 MAX_ROWS = 200_000  # of one model; more is a damaged or hostile configuration
 
 
@@ -513,13 +515,13 @@ def coerce(key: str, kind: str, value: object, origin: str) -> object:
     """
 
     def is_count(x: object) -> bool:
-        return type(x) is int and x > 0
+        return type(x) is int and 0 < x < MAX_COUNT
 
     if (kind == "count" and is_count(value)) or (kind == "flag" and type(value) is bool):
         return value
     if kind == "count?" and (value is None or is_count(value)):
         return value
-    if kind == "fraction" and type(value) in (int, float) and 0 <= value < float("inf"):
+    if kind == "fraction" and type(value) in (int, float) and 0 <= value <= sys.float_info.max:
         return float(value)
     if kind == "counts" and isinstance(value, (list, tuple)) and value and all(map(is_count, value)):
         return list(value)

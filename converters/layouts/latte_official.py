@@ -44,7 +44,11 @@ def _aliases(given: Config) -> Config:
     """The originals' `extras` number becomes the word `condition`."""
     if "extras" in given:
         extras = given.pop("extras")
-        if extras not in EXTRAS or given.get("condition", EXTRAS[extras]) != EXTRAS[extras]:
+        if (
+            type(extras) is not int
+            or extras not in EXTRAS
+            or given.get("condition", EXTRAS[extras]) != EXTRAS[extras]
+        ):
             raise ConversionError("extras has a wrong value", got=extras, expected=f"one of {EXTRAS}")
         given["condition"] = EXTRAS[extras]
     size = given.get("input_size")
@@ -82,7 +86,7 @@ def _dims(config: Config) -> dict[str, int]:
     simple = {"p": "patch_size", "C": "in_channels", "D": "hidden_size", "i": "depth", "F": "num_frames"}
     dims = {symbol: config[key] for symbol, key in simple.items() if key in config}
     if {"hidden_size", "mlp_ratio"} <= config.keys():
-        dims["M"] = int(config["hidden_size"] * config["mlp_ratio"])
+        dims["M"] = _mlp_width(config)
     if {"in_channels", "learn_sigma"} <= config.keys():
         dims["O"] = config["in_channels"] * (2 if config["learn_sigma"] else 1)
     if config["condition"] == "class":
@@ -106,6 +110,13 @@ def _remedies(key: str, dims: Mapping[str, int]) -> str:
             "(of the latent, pixels / 8)"
         )
     return f"pass --set {key}=..."
+
+
+def _mlp_width(config: Config) -> int:
+    width = config["hidden_size"] * config["mlp_ratio"]
+    if width >= 1 << 31:
+        raise ConversionError("mlp_ratio is too large", got=config["mlp_ratio"], expected="about 4")
+    return int(width)
 
 
 def _validate(config: Config) -> None:

@@ -123,9 +123,16 @@ PKU_RULES = (
 
 
 def _aliases(given: Config) -> Config:
-    """out_channels null means in_channels, as in diffusers."""
+    """out_channels null means in_channels, as in diffusers. Open-Sora-Plan v1.1 calls the scale
+    interpolation_scale_1d: at least 1, and null for its rule.
+    """
     if given.get("out_channels", 0) is None and "in_channels" in given:
         given["out_channels"] = given["in_channels"]
+    scale = given.get("interpolation_scale_1d", 0)
+    if scale is None:
+        del given["interpolation_scale_1d"]
+    elif type(scale) in (int, float) and scale and SCALE not in given:
+        given[SCALE] = max(given.pop("interpolation_scale_1d"), 1)
     return given
 
 
@@ -166,6 +173,8 @@ def _validate(config: Config) -> None:
     size = config["sample_size"]
     if any(side % config["patch_size"] for side in _pair(size)):
         raise ConversionError(f"sample_size is not a multiple of patch_size {config['patch_size']}", got=size)
+    if not config[SCALE]:
+        raise ConversionError(f"positions are divided by {SCALE}", got=config[SCALE], expected="more than 0")
 
 
 MODEL = Model(
@@ -195,6 +204,7 @@ MODEL = Model(
         "attention_mode": (),  # kernel choice
         "enable_flash_attention": (),
         "use_recompute": (),
+        "num_no_recompute": (),
         "model_max_length": (),  # the tokenizer's business
         "norm_num_groups": (),  # read by branches for unpatched input only
         "use_linear_projection": (),
@@ -204,10 +214,19 @@ MODEL = Model(
         "upcast_attention": (False, None),
         "num_vector_embeds": (None,),
         "use_rope": (False, None),
+        "rope_scaling_type": (),  # of use_rope alone
         "use_additional_conditions": (False, None),
         "patch_size_t": (1, None),
         "compress_kv_factor": (1, None),
         "downsampler": (None,),
+        # what diffusers' EMAModel adds to the configuration of the averaged weights
+        "decay": (),
+        "min_decay": (),
+        "optimization_step": (),
+        "update_after_step": (),
+        "use_ema_warmup": (),
+        "inv_gamma": (),
+        "power": (),
     },
     aliases=_aliases,
     infer=_infer,
