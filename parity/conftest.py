@@ -134,9 +134,12 @@ def _weights_line(option):
 def pytest_ignore_collect(collection_path, config):
     """--quick and --size full leave out the file of the other gate, so that nothing is counted as skipped."""
     cases = config.stash.get(CASES, [])
-    if collection_path.name == "test_numerics.py" and getattr(config.option, "quick", False):
+    if collection_path.name in ("test_numerics.py", "test_behaviour.py") and getattr(
+        config.option, "quick", False
+    ):
         return True
-    if collection_path.name == "test_semantics.py" and cases and all(case.size == "full" for case in cases):
+    full = cases and all(case.size == "full" for case in cases)
+    if collection_path.name in ("test_semantics.py", "test_behaviour.py") and full:
         return True
     return None
 
@@ -160,7 +163,10 @@ def pytest_generate_tests(metafunc):
         metafunc.config.option,
         metafunc.config.stash.get(SESSION, Session(metafunc.config.option.device)),
     )
+    gradients = metafunc.function.__name__ == "test_gradients"
     dtypes = ["fp64"] if metafunc.function.__name__ == "test_semantics" else option.dtype.split(",")
+    if gradients:
+        dtypes = ["fp64", *(dtype for dtype in dtypes if dtype != "fp64")]
     if option.quick and dtypes != ["fp64"]:
         dtypes = []
     runs = []
@@ -171,12 +177,27 @@ def pytest_generate_tests(metafunc):
             for case in cases:
                 if case.dtypes and dtype not in case.dtypes:
                     continue
+                if gradients and not _differentiated(case, dtype, form):
+                    continue
                 if case.size != "tiny" and dtype != "fp64" and form != option.device:
                     continue  # in half and single precision, other formulations are judged at tiny size
                 if case.size == "full" and dtype == "fp64":
                     continue  # nets of full size have no G1; their float64 truth is part of G2
                 runs.append(pytest.param(case, dtype, form, id=f"{dtype}-{form}-{case.id}"))
     metafunc.parametrize("parity_case, dtype, form", runs)
+
+
+def _differentiated(case, dtype, form):
+    """Gradients: every small net in float64, and one of each kind in the other dtypes and formulations."""
+    if not case.net or case.size != "tiny":
+        return False
+    return (dtype == "fp64" and form == "CPU") or case.name in (
+        "class",
+        "joint_class",
+        "mask2d",
+        "joint",
+        "file",
+    )
 
 
 def _selected(option):
@@ -253,13 +274,13 @@ def _overrides(pairs):
 def judge(request, parity_case, dtype, form, record_property):
     """Run the case, keep its result for the report, fail with a message of at most 15 lines."""
 
-    def run():
+    def run(runner=run_case):
         option, session = request.config.option, request.config.stash[SESSION]
         session.overrides, session.layout = _overrides(option.set), option.layout
         with_spill = parity_case.taps == "stages"
         session.spill = tempfile.mkdtemp(prefix="parity-") if with_spill else None
         try:
-            result = run_case(session, parity_case, dtype, form)
+            result = runner(session, parity_case, dtype, form)
         finally:
             if session.spill:
                 shutil.rmtree(session.spill, ignore_errors=True)

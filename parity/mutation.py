@@ -5,7 +5,9 @@ import argparse
 import time
 from dataclasses import dataclass, field
 
+from parity.harness.behaviour import run_gradients
 from parity.harness.case import collect
+from parity.harness.gates import CaseResult
 from parity.harness.mutants import MUTANTS, Mutant
 from parity.harness.runner import Session, run_case
 
@@ -31,16 +33,24 @@ def run_mutant(session: Session, mutant: Mutant, dtype: str, healthy: bool = Fal
     for name in mutant.cases:
         for run in ("fp64", "fp32") if dtype == "fp32" else (dtype,):
             form = mutant.form
-            result = run_case(session, cases[name], run, form, "" if healthy else mutant.name)
-            for check in result.broken:
-                gate = "crash" if check.name == "runs" else "G0"  # a crash satisfies no declaration
-                cell.gates.setdefault(gate, f"{name}: {check.name}")
-            for tap in result.failures:
-                cell.gates.setdefault(result.gate, f"{name}: {tap.tap.rpartition('#')[0] or 'output'}")
-                if tap.allowed:
-                    cell.margin = max(cell.margin, tap.required / tap.allowed)
+            results = [run_case(session, cases[name], run, form, "" if healthy else mutant.name)]
+            if cases[name].net and "G5" in mutant.expected[dtype]:
+                results.append(run_gradients(session, cases[name], run, form, "" if healthy else mutant.name))
+            for result in results:
+                _note(cell, name, result)
     cell.seconds = time.perf_counter() - began
     return cell
+
+
+def _note(cell: Cell, name: str, result: CaseResult) -> None:
+    """Enter what one run says against the port."""
+    for check in result.broken:
+        gate = "crash" if check.name == "runs" else "G0"  # a crash satisfies no declaration
+        cell.gates.setdefault(gate, f"{name}: {check.name}")
+    for tap in result.failures:
+        cell.gates.setdefault(result.gate, f"{name}: {tap.tap.rpartition('#')[0] or 'output'}")
+        if tap.allowed:
+            cell.margin = max(cell.margin, tap.required / tap.allowed)
 
 
 def verdict(mutant: Mutant, dtype: str, cell: Cell) -> tuple[str, bool]:
@@ -65,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m parity mutants",
         description="Inject every catalogued port bug into ms_latte and show which gate kills it, in each dtype.",
-        epilog="Gates: G0 contract, G1 float64, G2 ratio rule. Example: python -m parity mutants --dtype fp32 gelu_erf",
+        epilog="Gates: G0 contract, G1 float64, G2 ratio rule, G5 gradients. "
+        "Example: python -m parity mutants --dtype fp32 gelu_erf",
     )
     parser.add_argument("names", nargs="*", metavar="MUTANT", help=f"default: all of {', '.join(MUTANTS)}")
     parser.add_argument("--dtype", default=",".join(DTYPES), help="comma list (default: %(default)s)")

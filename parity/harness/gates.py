@@ -141,8 +141,13 @@ class CaseResult:
         return bool(self.taps) and not self.failures and not self.broken
 
 
-def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
+def compare(
+    c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str, least: float = 0.0, rounded: bool = True
+) -> Metrics:
     """All metrics of one output. c, r, t: arrays of one shape.
+
+    least: errors are relative to |t|, or to this if it is larger. rounded: the result of an operation that rounds
+    to the grid of `dtype`; gradients are sums of such results and need not lie on it.
 
     `problem` names what makes numbers meaningless: different shapes, an empty output, NaN or Inf where the truth,
     rounded to `dtype`, has none (or of the other sign), nothing finite, values off the grid of `dtype`.
@@ -163,7 +168,7 @@ def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
     for start in range(0, t.size, CHUNK):
         cc, rr, tt = (x[start : start + CHUNK].astype(np.float64) for x in flat)
         with np.errstate(over="ignore"):
-            expected = to_grid(tt, dtype).astype(np.float64) if dtype != "fp64" else tt
+            expected = to_grid(tt, dtype).astype(np.float64) if dtype != "fp64" and rounded else tt
         for who, values in (("port", cc), ("reference", rr)):
             if not problem:
                 problem = _nonfinite(values, expected, who)
@@ -178,10 +183,10 @@ def compare(c: np.ndarray, r: np.ndarray, t: np.ndarray, dtype: str) -> Metrics:
             peaks = np.maximum(peaks, [np.abs(dc).max(), np.abs(dr).max(), np.abs(tt).max()])
     if not problem and not compared:
         problem = "no finite value: nothing was compared"
-    if not problem and on_grid(np.asarray(r), dtype) and not on_grid(np.asarray(c), dtype):
+    if not problem and rounded and on_grid(np.asarray(r), dtype) and not on_grid(np.asarray(c), dtype):
         problem = f"values of the port are not representable in {dtype}: a rounding is missing"
     n = t.size
-    norm = math.sqrt(sums[2])
+    norm = max(math.sqrt(sums[2]), least)
     rms = norm / math.sqrt(n)
     spread = math.sqrt(sums[0] / n)
     metrics = Metrics(

@@ -143,6 +143,23 @@ class MindSporeSide(Side):
     def call(self, module, method, kwargs, *args):
         return getattr(module, method)(*args, **kwargs) if method else module(*args, **kwargs)
 
+    def differentiate(self, decoded, floats, trainable, method, loss):
+        call = getattr(self.root, method) if method and not self.bound else self.root
+
+        def forward(*values):
+            return loss(call(**{**decoded, **dict(zip(floats, values, strict=True))}))
+
+        places = tuple(range(len(floats))) or None
+        grad = self.ms.grad(
+            forward, places, self.ms.ParameterTuple(trainable.values()) if trainable else None
+        )
+        found = grad(*[decoded[name] for name in floats])
+        of_inputs, of_parameters = (
+            found if floats and trainable else (((), found) if trainable else (found, ()))
+        )
+        one = not isinstance(of_inputs, (list, tuple))  # a single position comes without a tuple
+        return [of_inputs] if one else list(of_inputs), list(of_parameters)
+
 
 def require_device(actual: str, wanted: str) -> None:
     """Raise DeviceError unless a result lies on the device under test: MindSpore falls back to the CPU silently."""

@@ -144,6 +144,19 @@ def _chunk_order():
     return [(blocks, "modulate", lambda x, shift, scale, precision: right(x, scale, shift, precision))]
 
 
+def _stopped_gradient():
+    from mindspore import ops
+
+    from ms_latte.models import blocks
+
+    right = blocks.modulate
+
+    def stopped(x, shift, scale, precision):
+        return right(x, ops.stop_gradient(shift), scale, precision)
+
+    return [(blocks, "modulate", stopped)]
+
+
 def _transpose_square(model):
     for name, parameter in model.parameters_and_names():
         if parameter.ndim == 2 and parameter.shape[0] == parameter.shape[1] and name.endswith("weight"):
@@ -204,6 +217,14 @@ _ALL = (
     Mutant("mask_sign", "text mask read as 1 = drop", ("latte_t2v.LatteT2V-mask2d",), G2, replace=_mask_sign),
     Mutant("no_temporal_embedding", "temporal positions left out", NETS, G2, replace=_no_temporal_embedding),
     Mutant("chunk_order", "shift and scale swapped", NETS, G2, replace=_chunk_order),
+    Mutant(
+        "stopped_gradient",
+        "the gradient of every shift is stopped",
+        ("latte.Latte-class", "latte_t2v.LatteT2V-mask2d"),
+        {"fp32": "G5", "fp16": "G5", "bf16": "G5"},
+        replace=_stopped_gradient,
+        note="no forward differs",
+    ),
     Mutant(
         "transposed_weight",
         "one square weight transposed on loading",

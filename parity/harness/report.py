@@ -100,12 +100,15 @@ def summary(results: Iterable[CaseResult], verbose: bool = False) -> list[str]:
         for result in judged:
             if not result.net:
                 continue
-            if result.failures or verbose or result.case.endswith(("-thin", "-full", "-file")):
+            shown_whole = result.gate != "G5" and result.case.endswith(("-thin", "-full", "-file"))
+            if result.failures or verbose or shown_whole:
                 lines.append(f" {result.case}, {len(result.taps)} taps:")
                 lines += table(result, verbose)
             else:  # a small net in one line: its worst layer, and its output
-                label = f"{result.case} ({len(result.taps)} taps)"
-                lines.append(row(_worst_tap(result), result, label=label, end=result.taps[-1]))
+                what = "gradients" if result.gate == "G5" else "taps"
+                worst = _worst_tap(result)
+                end = worst if result.gate == "G5" else result.taps[-1]
+                lines.append(row(worst, result, label=f"{result.case} ({len(result.taps)} {what})", end=end))
         for result in members:
             for check in result.broken:
                 lines.append(_clip(f">{result.case}: G0 {check.name} FAIL: {check.detail}", 200))
@@ -238,6 +241,10 @@ def _heading(gate: str, dtype: str, form: str, members: list[CaseResult]) -> str
             f"G1 semantics, port and reference in float64 on the CPU, limit {_semantic_limit(form):.0e} "
             "(ratio: share of the limit)"
         )
+    elif gate == "G5":
+        what = (
+            f"G5 gradients {dtype} of inputs and parameters (columns repeat: a gradient has no local error)"
+        )
     else:
         limits = LIMITS[dtype]
         what = f"G2 numerics {dtype}, ratio limit {limits.ratio_fail:g}"
@@ -296,7 +303,7 @@ def _collapsed(hidden: list[TapResult], result: CaseResult) -> list[str]:
 
 def _rho(metrics, result: CaseResult) -> float:
     """Printed ratio: error over that of the control (with the floor of the dtype); in G1, error over the limit."""
-    if result.gate == "G1":
+    if result.dtype == "fp64":
         return metrics.e_c / _semantic_limit(result.form)
     return metrics.ratio(LIMITS[result.dtype].floor)
 

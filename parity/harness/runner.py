@@ -15,7 +15,7 @@ from converters.containers.target import save_file
 from converters.layouts import OURS
 from converters.stream import TensorEntry
 from parity.harness import gates, weights
-from parity.harness.backends import Pool, WorkerError
+from parity.harness.backends import Pool, Worker, WorkerError
 from parity.harness.case import Case
 from parity.harness.emulate import to_grid
 from parity.harness.gates import CaseResult, Check, Metrics, TapResult
@@ -63,29 +63,14 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
     form = form or device
     gate = "G1" if dtype == "fp64" else "G2"
     result = CaseResult(case.id, gate, dtype, form, net=case.net)
-    truth = session.pool.get("torch", "CPU", "fp64")
-    control = truth if dtype == "fp64" else session.pool.get("torch", "CPU", dtype)
-    port = session.pool.get("mindspore", device, dtype)
+    truth, control, port = workers_of(session, dtype)
     workers = list(dict.fromkeys((truth, control, port)))
     stages = case.taps == "stages"
     memory = PeakMemory(session.pool.pids()) if stages else None
     for worker in workers:
         worker("set_spill", folder=session.spill if stages else None)
     try:
-        shapes = {}
-        for worker in workers:
-            side = "mindspore" if worker is port else "torch"
-            extra = (
-                dict(form=form, mutant=mutant) if worker is port else dict(lazy=stages and worker is truth)
-            )
-            shapes[worker] = worker("build", case=case, rounding=session.rounding(side), **extra)
-        _load(session, case, dtype, (truth, control, port), shapes, result)
-        _contract_of_layers(control, port, result)
-        inputs = {name: _rounded(value, dtype) for name, value in realize(case.inputs, case.seed).items()}
-        constant = [name for name, value in inputs.items() if _is_constant(value)]
-        result.contract.append(
-            Check("inputs", not constant, f"constant, could hide a bug: {', '.join(constant)}")
-        )
+        inputs = prepare(session, case, dtype, form, mutant, (truth, control, port), result)
         reference = control("trace", inputs=inputs, method=case.method, keep_inputs=True, stages=stages)
         answer = port("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
         ends = reference
@@ -108,6 +93,31 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
             result.notes.append(f"peak memory {memory.stop() / 2**30:.2f} GiB (PSS of judge and workers)")
     result.seconds = time.perf_counter() - began
     return result
+
+
+def prepare(session, case, dtype, form, mutant, workers, result) -> dict[str, Any]:
+    """Build the case in all workers, load equal weights, check the contract so far; returns the inputs."""
+    truth, control, port = workers
+    stages = case.taps == "stages"
+    shapes = {}
+    for worker in dict.fromkeys(workers):
+        side = "mindspore" if worker is port else "torch"
+        extra = dict(form=form, mutant=mutant) if worker is port else dict(lazy=stages and worker is truth)
+        shapes[worker] = worker("build", case=case, rounding=session.rounding(side), **extra)
+    _load(session, case, dtype, workers, shapes, result)
+    _contract_of_layers(control, port, result)
+    inputs = {name: _rounded(value, dtype) for name, value in realize(case.inputs, case.seed).items()}
+    constant = [name for name, value in inputs.items() if _is_constant(value)]
+    detail = f"constant, could hide a bug: {', '.join(constant)}"
+    result.contract.append(Check("inputs", not constant, detail))
+    return inputs
+
+
+def workers_of(session: Session, dtype: str) -> tuple[Worker, Worker, Worker]:
+    """(truth, control, port) for a dtype; under fp64 the truth is its own control."""
+    truth = session.pool.get("torch", "CPU", "fp64")
+    control = truth if dtype == "fp64" else session.pool.get("torch", "CPU", dtype)
+    return truth, control, session.pool.get("mindspore", "CPU" if dtype == "fp64" else session.device, dtype)
 
 
 def _load(session, case, dtype, workers, shapes, result):

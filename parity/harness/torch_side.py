@@ -124,6 +124,18 @@ class TorchSide(Side):
         with torch.no_grad():
             return getattr(module, method)(*args, **kwargs) if method else module(*args, **kwargs)
 
+    def differentiate(self, decoded, floats, trainable, method, loss):
+        leaves = [decoded[name].requires_grad_(True) for name in floats]
+        leaves += [parameter.requires_grad_(True) for parameter in trainable.values()]
+        try:
+            out = getattr(self.root, method)(**decoded) if method and not self.bound else self.root(**decoded)
+            found = torch.autograd.grad(loss(out), leaves, allow_unused=True)
+        finally:
+            for parameter in trainable.values():
+                parameter.requires_grad_(False)
+        found = [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, found, strict=True)]
+        return found[: len(floats)], found[len(floats) :]
+
 
 def _widen_while_running(module):
     stored = dict(module._parameters)

@@ -34,6 +34,7 @@ class Side:
         self.root: Any = None
         self.spill: str | None = None
         self.lazy = self.bound = self.native_half = False
+        self.trainable: list[str] = []
         self.undo: list = []
 
     # --- verbs
@@ -79,6 +80,7 @@ class Side:
             self.bound = self.root is not built
         else:
             self.root = self.holder(_bind(target, {**parts, **shared}), parts)
+        self.trainable = [name for name, value in self.parameters().items() if value.requires_grad]
         return {name: tuple(value.shape) for name, value in self.parameters().items()}
 
     def load(
@@ -193,6 +195,33 @@ class Side:
     def run(self, inputs: dict[str, Any], method: str) -> list[Any]:
         """Run once without taps. Returns the results."""
         return self._results(self._call_root(method, inputs))[0]
+
+    def gradients(self, inputs: dict[str, Any], method: str, seed: int) -> dict[str, Any]:
+        """Gradients of sum(result * P), P a fixed random array: "input NAME" and every trainable parameter.
+
+        No hooks are set. P is drawn from `seed` in float64 and rounded to float32 on every side.
+        """
+        decoded = self.decode(inputs)
+        floats = [
+            name
+            for name, value in inputs.items()
+            if getattr(fetch(value), "dtype", np.dtype("?")).kind == "f"
+        ]
+        trainable = {name: self.parameters()[name] for name in self.trainable}
+
+        def loss(out: Any) -> Any:
+            items = out if isinstance(out, (list, tuple)) else [out]
+            total = 0
+            for index, item in enumerate(items):
+                rng = np.random.default_rng([seed, index])
+                weights_ = rng.standard_normal(tuple(item.shape)).astype(np.float32)
+                total = total + (item * self.tensor(weights_)).sum()
+            return total
+
+        of_inputs, of_parameters = self.differentiate(decoded, floats, trainable, method, loss)
+        found = {f"input {name}": g for name, g in zip(floats, of_inputs, strict=True)}
+        found |= dict(zip(trainable, of_parameters, strict=True))
+        return {name: stow(self.array(g), self.spill) for name, g in found.items()}
 
     def local(self, requests: list[tuple[str, tuple, dict]]) -> list[list[Any]]:
         """Run single modules on given inputs: [(name, args, kwargs)] -> their results. Teacher forcing."""
