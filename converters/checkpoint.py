@@ -15,7 +15,7 @@ from converters.containers.target import config_beside
 from converters.errors import ConversionError
 from converters.layouts import FAMILIES, choose
 from converters.layouts.base import Layout
-from converters.stream import Entries, names_of, parse_json, read_json
+from converters.stream import FLOATING, Entries, names_of, parse_json, read_json
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -100,6 +100,13 @@ def load(
     origin_of_all = " and ".join(filter(None, (origin, wins and "--set")))
     config = found.resolve(shapes, {**config, **wins}, origin=origin_of_all)
     tensors, extras, more = found.to_ours(entries, config)
+    if whole := [f"{name} ({entry.dtype})" for name, entry in tensors.items() if entry.dtype not in FLOATING]:
+        raise ConversionError(
+            f"{found.model.name} has no weights of whole numbers",
+            got=names_of(whole),
+            expected=" or ".join(FLOATING),
+            remedy="use the file as it was before it was quantised",
+        )
     notes += more
     beside, files = _extras_beside(source, FAMILIES[family].ours[found.model.name], config)
     extras, files = {**beside, **extras}, (*source.files, *files)

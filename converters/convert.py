@@ -83,7 +83,7 @@ def convert(
         "model": checkpoint.model,
         "config": json.dumps(checkpoint.config),
         "layout": wanted.name,
-        "source": f"{printable(source.name)} ({checkpoint.layout})",  # a name may be no text at all
+        "source": f"{printable(source.absolute().name)} ({checkpoint.layout})",  # a name may be no text at all
     }
     config = wanted.card(checkpoint.config)
     digest = write_target(

@@ -51,7 +51,7 @@ START = 2048  # bytes that `is_ckpt` wants to see
 ENCRYPTED = tuple(number.to_bytes(4, "little") for number in (0x7F3A5ED8, 0x7F3A5ED9, 0x7F3A5EDA))
 CRC_MARK, CRC_SIZE = b"crc_num", 10
 # Far above any model; so that a hostile file cannot take long.
-MAX_VALUES, MAX_NAME, MAX_RANK = 1 << 16, 1024, 32
+MAX_VALUES, MAX_NAME, MAX_RANK, MAX_COUNT = 1 << 16, 1024, 32, 1 << 48
 
 NUMBER, BYTES = 0, 2  # wire types of protobuf
 
@@ -235,7 +235,7 @@ def _entry(path: Path, data: np.ndarray, values: list[_Value]) -> TensorEntry:
     shape = () if dims == (0,) else dims
     raws = [data[value.first : value.last] for value in values]
     got, expected = sum(raw.size for raw in raws), prod(shape) * DTYPES[word].itemsize
-    if got != expected:
+    if got != expected or prod(n or 1 for n in shape) > MAX_COUNT:
         raise ConversionError(
             f"{path}: {values[0].name} has the wrong size",
             got=f"{got} bytes",

@@ -26,7 +26,7 @@ from converters.stream import (
 )
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-MAX_DIMS = 32  # numpy's limit
+MAX_DIMS, MAX_COUNT = 32, 1 << 48  # numpy's limit; numbers in a tensor
 UNKNOWN = "0" * 64  # in the place of a hash
 
 
@@ -86,8 +86,12 @@ def _spans(header: dict, path: Path) -> dict[str, tuple[str, tuple[int, ...], in
             raise ConversionError(
                 f"{path}: bad numbers for {name}", got=info, expected="non-negative integers"
             )
-        if len(shape) > MAX_DIMS:
-            raise ConversionError(f"{path}: {name} has {len(shape)} axes", expected=f"at most {MAX_DIMS}")
+        if len(shape) > MAX_DIMS or prod(n or 1 for n in shape) > MAX_COUNT:
+            raise ConversionError(
+                f"{path}: shape of {name} is impossible",
+                got=f"{shape[:MAX_DIMS]}",
+                expected=f"at most {MAX_DIMS} axes",
+            )
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ConversionError(
                 f"{path}: dtype of {name} is not supported", got=dtype, expected=", ".join(DTYPES)

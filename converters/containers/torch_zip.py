@@ -27,6 +27,7 @@ ROOT = "archive/"
 ALIGNMENT = 64
 ZIP64 = 0xFFFFFFFF  # sizes and offsets from here on stand in 64-bit fields ...
 ELSEWHERE = 0xFFFFFFFF  # ... and this in the 32-bit fields
+DESCRIPTORS = (12, 16, 20, 24)  # bytes of checksum and sizes behind an entry with flag 8
 DATE = 1 << 5 | 1  # 1 January 1980: the same tensors give the same file
 
 
@@ -64,8 +65,8 @@ def read_torch_zip(path: Path) -> object:
 def check_crc(path: Path) -> None:
     """Read the whole archive and compare every entry with its checksum."""
     data = map_file(path)
-    for info in _directory(path).values():
-        crc, raw = 0, _slice(path, data, info)
+    for info, after in _directory(path).values():
+        crc, raw = 0, _slice(path, data, info, after)
         for first in range(0, len(raw), PART):
             part = raw[first : first + PART]
             crc = zlib.crc32(part, crc)
@@ -80,25 +81,31 @@ def check_crc(path: Path) -> None:
             )
 
 
-def _directory(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The entries of an archive by name; what the zipfile module says about a damaged one becomes our error."""
+def _directory(path: Path) -> dict[str, tuple[zipfile.ZipInfo, int]]:
+    """The entries of an archive by name, each with the byte at which the next begins; what the zipfile module says
+    about a damaged one becomes our error.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            listed = archive.infolist()
+            listed, end = archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
         raise ConversionError(f"{path} is a truncated or damaged zip file", got=error, remedy=AGAIN) from None
-    infos = {info.filename: info for info in listed}
+    listed.sort(key=lambda info: info.header_offset)
+    nexts = [*(info.header_offset for info in listed[1:]), end]
+    infos = {info.filename: (info, after) for info, after in zip(listed, nexts, strict=True)}
     if len(infos) != len(listed):
         raise ConversionError(f"{path} names an entry of its archive twice", remedy=AGAIN)
-    if listed and min(info.header_offset for info in listed) != 0:  # two archives, one after the other
+    if listed and listed[0].header_offset != 0:  # two archives, one after the other
         raise ConversionError(
             f"{path} is a damaged zip file", got="something before its first entry", remedy=AGAIN
         )
     return infos
 
 
-def _slice(path: Path, data: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
-    """Bytes of an entry. Its local header may be padded, so the lengths there count."""
+def _slice(path: Path, data: np.ndarray, info: zipfile.ZipInfo, after: int) -> np.ndarray:
+    """Bytes of an entry. Its local header may be padded, so the lengths there count; no checksum guards them, but
+    entries follow one another without a gap.
+    """
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise ConversionError(
             f"{path}: {info.filename} is compressed or encrypted",
@@ -116,6 +123,13 @@ def _slice(path: Path, data: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
             expected=f"an entry within {len(data)} bytes",
             remedy=AGAIN,
         )
+    if after - end not in (DESCRIPTORS if info.flag_bits & 8 else (0,)):
+        raise ConversionError(
+            f"{path} is a damaged zip file",
+            got=f"{info.filename} up to byte {end}",
+            expected=f"it to end where the next entry begins, at {after}",
+            remedy=AGAIN,
+        )
     return data[first:end]
 
 
@@ -125,14 +139,14 @@ class _Members:
 
     path: Path
     data: np.ndarray
-    infos: dict[str, zipfile.ZipInfo]
+    infos: dict[str, tuple[zipfile.ZipInfo, int]]
     root: str
 
     def read(self, name: str) -> np.ndarray:
-        info = self.infos.get(self.root + name)
-        if info is None:
+        found = self.infos.get(self.root + name)
+        if found is None:
             raise ConversionError(f"{self.path} has no entry {self.root + name}", remedy=AGAIN)
-        return _slice(self.path, self.data, info)
+        return _slice(self.path, self.data, *found)
 
     def order(self) -> str:
         """ "<" or ">" """
