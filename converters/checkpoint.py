@@ -55,6 +55,7 @@ class Checkpoint:
     files    every file it was read from
     extras   tensors of the file that are no part of the network, kept for the way back
     metadata words that the file itself carries (safetensors)
+    sha256   content hash that this package wrote into the file or beside it
     """
 
     tensors: Tensors
@@ -66,6 +67,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     extras: Entries = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    sha256: str | None = None
 
     def __iter__(self) -> Iterator:
         return iter((self.tensors, self.config))
@@ -98,6 +100,9 @@ def load(
     wins, _ = found.model.arguments(overrides or {}, "--set", foreign=False)
     notes += more
     origin_of_all = " and ".join(filter(None, (origin, wins and "--set")))
+    if guessed := found.assumed(shapes, {**config, **wins}):
+        words = ", ".join(f"{key}={value!r}" for key, value in guessed.items())
+        notes.append(f"assumed {words}, as in published nets of this size: no tensor shows it, --set does")
     config = found.resolve(shapes, {**config, **wins}, origin=origin_of_all)
     tensors, extras, more = found.to_ours(entries, config)
     if whole := [f"{name} ({entry.dtype})" for name, entry in tensors.items() if entry.dtype not in FLOATING]:
@@ -126,6 +131,7 @@ def load(
         files=files,
         extras=extras,
         metadata=source.metadata,
+        sha256=hash_of(source),
     )
 
 
@@ -202,9 +208,19 @@ def find_config(source: Source) -> tuple[dict, str]:
     if not source.is_folder:
         places[:0] = [source.beside(f"{source.path.name}.json"), source.beside(f"{source.stem}.json")]
     found = next((place for place in places if place.is_file() and place != source.path), None)
+    # A process killed between two renames leaves the new weights with the old configuration.
     beside = read_json(found) if found and (source.is_folder or not inside) else {}
     if inside is not None and (not beside or beside == card):
         return inside, origin
+    written = beside.get("_weights")
+    size = written.get("bytes") if isinstance(written, dict) else None
+    if size is not None and size != source.path.stat().st_size:
+        raise ConversionError(
+            f"{found} does not belong to {source.path}",
+            got=f"weights of {source.path.stat().st_size} bytes",
+            expected=f"{size} bytes",
+            remedy="convert again with --force, or remove it and pass --set",
+        )
     return beside, str(found) if found else ""
 
 
@@ -212,7 +228,7 @@ def _extras_beside(source: Source, home: Layout, config: dict) -> tuple[Entries,
     """What stands in a file of extras, and that file. It is found by its name alone, so what it holds is checked."""
     for place in (source.beside(source.path.name + EXTRAS), source.beside(source.stem + EXTRAS)):
         if place.is_file() and place != source.path:
-            extras = read_safetensors(place)[0]
+            extras, words = read_safetensors(place)
             rest = replace(home, rules=tuple(rule for rule in home.rules if rule.extra))
             shapes = {name: entry.shape for name, entry in extras.items()}
             if wrong := rest.differences(shapes, config, {}, "ours"):
@@ -221,8 +237,26 @@ def _extras_beside(source: Source, home: Layout, config: dict) -> tuple[Entries,
                     got="; ".join(f"{kind}: {names_of(lines)}" for kind, lines in wrong.items()),
                     remedy="remove or rename it",
                 )
+            stored = hash_of(source)
+            if stored is not None and words.get("of") not in (None, stored):
+                raise ConversionError(
+                    f"{place} does not belong to {source.path}",
+                    got=f"tensors that stood beside weights with content hash {words['of']}",
+                    expected=stored,
+                    remedy="remove or rename it",
+                )
             return extras, (place,)
     return {}, ()
+
+
+def hash_of(source: Source) -> str | None:
+    """The content hash that this package wrote into the file or beside it."""
+    if _written_by_us(source.metadata):
+        return source.metadata.get("sha256")
+    beside = config_beside(source.path)
+    written = read_json(beside).get("_weights") if not source.is_folder and beside.is_file() else None
+    found = written.get("sha256") if isinstance(written, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def describe(config: Mapping[str, object]) -> str:

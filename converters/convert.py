@@ -54,7 +54,7 @@ def convert(
             f"cannot write {target.name}",
             got=f"ending {target.suffix!r}",
             expected=f"{', '.join(FILES)}, or no ending for a folder",
-            remedy=f"--target {target.with_suffix('.safetensors')}",
+            remedy=f"--target {target}.safetensors",
         )
     if shard_size is not None and not is_folder(target):
         raise ConversionError(
@@ -73,7 +73,10 @@ def convert(
     if left:
         notes.append(f"put {names_of(left)} into *{EXTRAS}: layout {wanted.name} has no place for it")
     _describe(source, checkpoint, wanted, notes, say)
+    large = sum(entry.nbytes for entry in entries.values()) > 1e9
     if verify:
+        if large:
+            say(f"checking  {source} against the checksums that it carries")
         check_source(checkpoint, say)
 
     if dtype != "keep":
@@ -100,6 +103,8 @@ def convert(
     say(f"written   {target} ({_size_of(target):,} bytes, layout {wanted.name}, dtype {dtype})")
     say(f"sha256    {digest} (content)")
     if verify:
+        if large:
+            say(f"checking  {target} against the source, bit for bit")
         try:
             verify_target(target, entries, digest, family, left)
         except (OSError, MemoryError) as error:
@@ -164,8 +169,8 @@ def _check_space(target: Path, entries: Entries) -> None:
     if need > free:
         raise ConversionError(
             f"not enough space on the disk of {target.parent}",
-            got=f"{free / 1e9:.2f} GB",
-            expected=f"{need / 1e9:.2f} GB",
+            got=f"{free:,} bytes free",
+            expected=f"{need:,} bytes",
             remedy="choose another --target or --dtype fp16",
         )
 
@@ -219,7 +224,7 @@ def check_source(checkpoint: Checkpoint, say: Callable[[str], None] = print) -> 
             container == "MindSpore ckpt" and not check_ckpt_crc(file)
         ):
             bare.append(file.name)
-    stored = checkpoint.metadata.get("sha256") if "layout" in checkpoint.metadata else None
+    stored = checkpoint.sha256
     if stored is None and bare:
         say(f"note      no checksum in {names_of(bare)}")
     if stored is not None:

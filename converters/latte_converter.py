@@ -33,7 +33,7 @@ examples:
   Open-Sora-Plan v1.0 (its file looks like the official LatteT2V, only you can tell them apart),
   to what mindone's opensora_pku reads:
     python converters/latte_converter.py --source t2v.pt --from open-sora-plan-v1.0 \\
-        --to mindone-opensora-pku --target opensora_pku.ckpt
+        --set sample_size=64,64 video_length=17 --to mindone-opensora-pku --target opensora_pku.ckpt
   a folder for diffusers, in shards:
     python converters/latte_converter.py --source latte-1.safetensors --to diffusers --target Latte-1/transformer \\
         --shard-size 2GB

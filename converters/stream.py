@@ -14,6 +14,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -344,10 +345,12 @@ def writing_folder(path: Path) -> Iterator[Path]:
     An older folder of that name stays whole until then. What a killed process left beside `path` is removed by
     the next call.
     """
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            _remove_unless_locked(stale)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    prefix = f".{path.name}.unfinished-"
+    for stale in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        if re.fullmatch(r"[a-z0-9_]{8}", stale.name[len(prefix) : -len(".tmp")]):
+            with contextlib.suppress(OSError):
+                _remove_unless_locked(stale)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
     lock = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

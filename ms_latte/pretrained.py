@@ -30,6 +30,7 @@ class Pretrained:
         from ms_latte import checkpoint
 
         path = Path(path) if subfolder is None else Path(path) / subfolder
+        expected = next(kind.__name__ for kind in cls.__mro__ if kind.__name__ in checkpoint.MODELS)
         return checkpoint.load(
-            path, which=which, precision=precision, overrides=overrides, layout=layout, expected=cls.__name__
+            path, which=which, precision=precision, overrides=overrides, layout=layout, expected=expected
         )

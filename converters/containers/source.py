@@ -60,8 +60,10 @@ def open_source(path: Path, family: str | None = None) -> Source:
     Raises ConversionError for whatever is damaged, unknown or absent.
     """
     if path.is_dir():
-        found = open_source(_weights_in(path, family))
-        return replace(found, is_folder=True)
+        file, others = _weights_in(path, family)
+        found = open_source(file)
+        notes = (f"took {file.name}, left {names_of(others)}",) if others else ()
+        return replace(found, is_folder=True, notes=(*found.notes, *notes))
     if not path.exists():
         raise ConversionError(f"{path} does not exist", remedy="check the path")
     if not path.is_file():
@@ -107,21 +109,23 @@ def _open_ckpt(path: Path) -> Source:
     return Source(path, tree, {}, (path,), "MindSpore ckpt", notes=notes)
 
 
-def _weights_in(folder: Path, family: str | None) -> Path:
+def _weights_in(folder: Path, family: str | None) -> tuple[Path, list[str]]:
+    """The weight file of a folder, and the names of other ones beside it."""
     inside = [name for key, names in SUBFOLDERS.items() if family in (None, key) for name in names]
     found = []
     for place in (folder, *(folder / name for name in inside)):
         here = [place / f"{stem}{ending}" for stem in STEMS for ending in ENDINGS]
         here = [file for file in here if file.is_file()]
-        if here and place == folder:
-            return here[0]
-        found += here[:1]
+        if here:
+            found.append((here[0], [file.name for file in here[1:]]))
+        if found and place == folder:
+            break
     if len(found) == 1:
         return found[0]
     if found:
         raise ConversionError(
             f"folder {folder} holds several sets of weights",
-            got=names_of(str(file.relative_to(folder)) for file in found),
+            got=names_of(str(file.relative_to(folder)) for file, _ in found),
             remedy="pass one of them as --source",
         )
     raise ConversionError(
@@ -216,10 +220,12 @@ def unwrap(tree: object, which: str, path: Path) -> tuple[dict[str, TensorEntry]
         rest = {name for name in entries if not name.startswith(("ema.", "swap."))}
         if which != "ema" and not rest:
             raise ConversionError(f"{path} has no {which!r} weights", got="ema", remedy="--which ema")
-        taken = averaged if which == "ema" else rest
-        notes += (
-            [f"took the {'ema' if taken is averaged else 'raw'} weights, left the other set"] if rest else []
-        )
+        lone = {name for name in rest if f"ema.{name}" not in averaged}  # frozen: no average is kept of them
+        taken = averaged | lone if which == "ema" else rest
+        if rest:
+            notes.append(f"took the {'ema' if which == 'ema' else 'raw'} weights, left the other set")
+        if lone and which == "ema":
+            notes.append(f"took {names_of(sorted(lone))} as they are: no average is kept of them")
         entries = {name.removeprefix("ema."): entries[name] for name in tree if name in taken}
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in entries)), None):
         entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}

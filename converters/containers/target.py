@@ -7,8 +7,9 @@ no place for some tensor, that tensor in a file of its own.
 
 import contextlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from converters.containers.ckpt_file import write_ckpt
@@ -103,7 +104,7 @@ def write_target(
                 _write_small(place / "config.json", config)
                 if extras:
                     with writing(place / f"{stem}{EXTRAS}") as output:
-                        write_safetensors(output, extras, {})
+                        write_safetensors(output, extras, {"of": digest})
         return digest
     if shard_size is not None:
         raise ConversionError(
@@ -131,7 +132,10 @@ def _write_files(
     wrapper: str | None = None,
     progress: Progress = silent,
 ) -> str:
-    """Weights with what belongs beside them. All are complete before the weights take their name, first."""
+    """Weights with what belongs beside them. All are complete before the weights take their name, first.
+
+    What stands beside a single file says to which weights it belongs: a process may be killed between two renames.
+    """
     beside = path.with_name((path.stem if config_path.name == "config.json" else path.name) + EXTRAS)
     if config_path.name != "config.json":  # for us alone; not every container has a place for metadata
         config = {
@@ -140,9 +144,8 @@ def _write_files(
             "_layout": metadata["layout"],
         }
     with contextlib.ExitStack() as stack:  # renamed in reverse order
-        stack.enter_context(_small(config_path, config))
-        if extras:
-            write_safetensors(stack.enter_context(writing(beside)), extras, {})
+        small = stack.enter_context(writing(config_path))
+        surplus = stack.enter_context(writing(beside)) if extras else None
         output = stack.enter_context(writing(path, progress))
         if path.suffix == ".safetensors":
             write_safetensors(output, entries, metadata)
@@ -150,9 +153,15 @@ def _write_files(
             write_ckpt(output, entries, metadata)
         else:
             write_torch_zip(output, entries, metadata, wrapper)
+        digest = combine(entries, output.digests)
+        if surplus:
+            write_safetensors(surplus, extras, {"of": digest})
+        if config_path.name != "config.json":
+            config["_weights"] = {"bytes": output.file.seek(0, os.SEEK_END), "sha256": digest}
+        small.write(_text(config))
     if not extras:
         beside.unlink(missing_ok=True)
-    return combine(entries, output.digests)
+    return digest
 
 
 def _write_shards(
@@ -181,16 +190,13 @@ def _write_shards(
     return digest
 
 
-@contextlib.contextmanager
-def _small(path: Path, content: Mapping[str, object]) -> Iterator[None]:
-    with writing(path) as output:
-        output.write((json.dumps(content, indent=2) + "\n").encode())
-        yield
-
-
 def _write_small(path: Path, content: Mapping[str, object]) -> None:
-    with _small(path, content):
-        pass
+    with writing(path) as output:
+        output.write(_text(content))
+
+
+def _text(content: Mapping[str, object]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def parse_size(text: str) -> int:

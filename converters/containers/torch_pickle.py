@@ -35,7 +35,10 @@ STORAGES = {
     "U8": "ByteStorage",
     "BOOL": "BoolStorage",
 }
-RESAVE = 'with torch: torch.save({"ema": torch.load(PATH, weights_only=True)["ema"]}, NEW_PATH)'
+RESAVE = (
+    "with torch, which then runs the code in the file: saved = torch.load(PATH, weights_only=False); "
+    'torch.save(saved.get("ema", saved), NEW_PATH)'
+)
 
 MAX_STEPS = 1 << 21  # a tensor takes about 40
 MAX_LINE = 200  # bytes of a module or a name

@@ -27,7 +27,7 @@ ROOT = "archive/"
 ALIGNMENT = 64
 ZIP64 = 0xFFFFFFFF  # sizes and offsets from here on stand in 64-bit fields ...
 ELSEWHERE = 0xFFFFFFFF  # ... and this in the 32-bit fields
-DESCRIPTORS = (12, 16, 20, 24)  # bytes of checksum and sizes behind an entry with flag 8
+DESCRIPTORS = (16, 24)  # bytes of signature, checksum and sizes behind an entry with flag 8
 DATE = 1 << 5 | 1  # 1 January 1980: the same tensors give the same file
 
 
@@ -123,7 +123,9 @@ def _slice(path: Path, data: np.ndarray, info: zipfile.ZipInfo, after: int) -> n
             expected=f"an entry within {len(data)} bytes",
             remedy=AGAIN,
         )
-    if after - end not in (DESCRIPTORS if info.flag_bits & 8 else (0,)):
+    behind = data[end : end + 4].tobytes()
+    described = info.flag_bits & 8 and after - end in DESCRIPTORS and behind == b"PK\x07\x08"
+    if after != end and not described:
         raise ConversionError(
             f"{path} is a damaged zip file",
             got=f"{info.filename} up to byte {end}",

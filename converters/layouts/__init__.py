@@ -110,6 +110,10 @@ def choose(shapes: Shapes, wanted: str | None, side: Mapping[str, object], famil
         )
     if written := _written(mine, found[0].model.name, side.get("_layout")):
         return written
+    if (
+        side.get("_class_name") == "LatteT2V" and found[0].name == "diffusers"
+    ):  # an original without its buffer
+        found += [mine.layouts[name] for name in latte_t2v.ORIGINALS]
     if side.get("_class_name") == "LatteTransformer3DModel":  # only diffusers writes that
         found = [layout for layout in found if layout.name.startswith("diffusers")] or found
     else:

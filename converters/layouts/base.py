@@ -132,6 +132,7 @@ class Model:
     symbols  symbol -> what it is, for error messages
     remedies argument -> why it cannot be inferred and what to do
     validate raises ConversionError when arguments contradict each other
+    assume   solved symbols, names -> arguments that no tensor shows, as every published net of such sizes has them
     """
 
     name: str
@@ -143,6 +144,7 @@ class Model:
     symbols: Mapping[str, str]
     remedies: Callable[[str, Mapping[str, int]], str]
     validate: Callable[[Config], None]
+    assume: Callable[[Dims, Collection[str]], Config] = lambda dims, names: {}
 
     def arguments(
         self, given: Mapping[str, object], origin: str, foreign: bool = True
@@ -175,9 +177,12 @@ class Model:
                 )
         return config, [f"{origin}: without effect here: {', '.join(idle)}"] if idle else []
 
-    def require(self, config: Config, dims: Mapping[str, int]) -> Config:
-        """The configuration in the order of `keys`; raises one error for all arguments that nobody gave."""
-        absent = [key for key in self.keys if key not in config]
+    def require(self, config: Config, dims: Mapping[str, int], supplied: Collection[str] = ()) -> Config:
+        """The configuration in the order of `keys`; raises one error for all arguments that nobody gave.
+
+        supplied: arguments that follow from the others, once they are there.
+        """
+        absent = [key for key in self.keys if key not in config and key not in supplied]
         if absent:
             why = "; ".join(filter(None, (self.remedies(key, dims) for key in absent)))
             raise ConversionError(
@@ -211,6 +216,7 @@ class Layout:
     wrapper     key under which its .pt files hold the weights
     assume      symbols that no tensor of it shows
     presumes    arguments that its tensors would tell wrongly
+    unsure      arguments that the model would assume, but that differ among the published nets of this layout
     initial     weights to start training from: read only, not a trained model of ours
     """
 
@@ -224,7 +230,14 @@ class Layout:
     wrapper: str | None = None
     assume: Mapping[str, int] = field(default_factory=dict)
     presumes: Config = field(default_factory=dict)
+    unsure: Collection[str] = ()
     initial: bool = False
+
+    def assumed(self, shapes: Shapes, given: Config) -> Config:
+        """Arguments that neither the file nor anybody says, and that are taken as published nets have them."""
+        known = {**self.defaults(given), **self.presumes, **given}
+        found = self.model.assume(self.solve(shapes), shapes)
+        return {key: value for key, value in found.items() if key not in known and key not in self.unsure}
 
     def resolve(self, shapes: Shapes, given: Config, origin: str) -> Config:
         """Constructor arguments for a file in this layout: shapes, then `given`, then this layout's defaults.
@@ -232,10 +245,11 @@ class Layout:
         Raises ConversionError with everything that does not fit, names and shapes first.
         """
         solved = self.solve(shapes)
-        config = {**self.model.infer(solved, shapes), **self.presumes, **given}
+        config = {**self.model.infer(solved, shapes), **self.presumes, **self.assumed(shapes, given), **given}
         self.check(shapes, config, solved, origin)
+        supplied = self.defaults({**config, "video_length": 1}) if "video_length" not in config else {}
         config = {**self.defaults(config), **config}
-        return self.model.require(config, solved)
+        return self.model.require(config, solved, supplied)
 
     def to_ours(self, entries: Entries, config: Config) -> tuple[Entries, Entries, list[str]]:
         """Their entries as (tensors, extras, notes) in our names, in file order.
@@ -305,12 +319,10 @@ class Layout:
                 if kept is None:
                     kept = _filled(row.rule.fill(config))
                     notes.append(f"added {row.theirs}: {row.rule.why}")
-                entries[row.theirs] = kept
-            else:
-                entry = tensors[row.ours]
-                entries[row.theirs] = _changed(
-                    entry, row.rule.change and row.rule.change.backward, dims, row.ours
-                )
+            change = row.rule.change and row.rule.change.backward
+            entries[row.theirs] = _changed(
+                kept if row.rule.extra else tensors[row.ours], change, dims, row.ours
+            )
         return entries, left, notes
 
     def card(self, config: Config) -> dict:

@@ -19,6 +19,7 @@ CLIP_TEXT = 77 * 768  # the flattened CLIP output, input of text_embedding_proje
 PUBLISHED_HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}  # XL, L, B, S
 FRAMES, PATCH = "temp_embed", "x_embedder.proj.weight"
 LABELS, OLD_LABELS = (f"y_embedder.embedding_table.{name}" for name in ("weight", "embedding_table"))
+IMAGENET = 1001  # label rows of DiT: 1000 classes and the null label
 EXTRAS = {1: "none", 2: "class", 78: "text"}  # the originals' numbers for `condition`
 
 RULES = (
@@ -68,8 +69,6 @@ def _infer(dims: Mapping[str, int], names: Collection[str]) -> Config:
         config["condition"] = "text"
     if "K" in dims:
         config["num_classes"] = dims["K"] - 1  # the last row is the null label
-    if dims.get("D") in PUBLISHED_HEADS:
-        config["num_heads"] = PUBLISHED_HEADS[dims["D"]]
     if {"O", "C"} <= dims.keys():
         config["learn_sigma"] = dims["O"] != dims["C"]
     if {"M", "D"} <= dims.keys():
@@ -80,6 +79,10 @@ def _infer(dims: Mapping[str, int], names: Collection[str]) -> Config:
     if {"T", "p"} <= dims.keys() and math.isqrt(dims["T"]) ** 2 == dims["T"]:
         config["input_size"] = math.isqrt(dims["T"]) * dims["p"]
     return config
+
+
+def _assume(dims: Mapping[str, int], names: Collection[str]) -> Config:
+    return {"num_heads": PUBLISHED_HEADS[dims["D"]]} if dims.get("D") in PUBLISHED_HEADS else {}
 
 
 def _dims(config: Config) -> dict[str, int]:
@@ -171,11 +174,16 @@ MODEL = Model(
     },
     remedies=_remedies,
     validate=_validate,
+    assume=_assume,
 )
 
 
 def _is_latte(shapes: Shapes) -> bool:
     return any(name.startswith(("x_embedder.", "blocks.0.attn.qkv.")) for name in shapes)
+
+
+def _is_dit(shapes: Shapes) -> bool:
+    return _is_latte(shapes) and FRAMES not in shapes and shapes.get(LABELS, ())[:1] == (IMAGENET,)
 
 
 def _is_linear(shapes: Shapes) -> bool:
@@ -209,7 +217,7 @@ LINEAR_RULES = tuple(
     Rule(PATCH, PATCH, ("D", "C", "p", "p"), their_shape=("D", "p*p*C"), change=LINEAR_PATCH)
     if rule.theirs == PATCH
     else rule
-    for rule in RULES
+    for rule in (*RULES, Rule(OLD_LABELS, LABELS, ("K", "D"), {"condition": "class"}, tied=True))
 )
 DIT_RULES = (
     *(rule for rule in RULES if rule.theirs not in (FRAMES, LABELS)),
@@ -220,7 +228,7 @@ DIT_RULES = (
         fill=_frames,
         why="DiT knows no frames, the sine-cosine table of num_frames takes its place",
     ),
-    Rule(LABELS, None, drop=True, why="the labels of ImageNet"),
+    Rule(LABELS, None, (str(IMAGENET), "D"), drop=True, why="the labels of ImageNet"),
     Rule(
         "",
         LABELS,
@@ -237,9 +245,9 @@ LAYOUTS = (
         MODEL,
         RULES,
         lambda shapes: (
-            _is_latte(shapes) and FRAMES in shapes and not _is_linear(shapes) and OLD_LABELS not in shapes
+            _is_latte(shapes) and not _is_dit(shapes) and not _is_linear(shapes) and OLD_LABELS not in shapes
         ),
-        evidence=f"{FRAMES} and {PATCH} of 4 axes",
+        evidence=f"{PATCH} of 4 axes",
         defaults=_in_blocks,
         wrapper="ema",
     ),
@@ -281,8 +289,8 @@ LAYOUTS = (
         "dit-imagenet",
         MODEL,
         DIT_RULES,
-        lambda shapes: _is_latte(shapes) and FRAMES not in shapes,
-        evidence=f"no {FRAMES}: weights to start training from",
+        _is_dit,
+        evidence=f"no {FRAMES}, {LABELS} of {IMAGENET} rows: weights to start training from",
         defaults=_in_blocks,
         presumes={"condition": "none", "num_classes": 1000, "num_frames": 16},
         initial=True,

@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.layouts.base import Config, Layout, Model, Rule, Shapes, linear, rename, same
+from converters.layouts.base import Change, Config, Layout, Model, Rule, Shapes, linear, rename, same
 from converters.layouts.tables import sincos_1d, sincos_2d
 
 Y_EMBEDDING = "caption_projection.y_embedding"
 CAPTION_TOKENS = 120  # rows of the published y_embedding
 SCALE = "temporal_interpolation_scale"
+HEADS = ("num_attention_heads", "attention_head_dim")
 
 
 def _attention(name: str, keys: str) -> list[Rule]:
@@ -120,6 +121,19 @@ PKU_RULES = (
     Y_RULE,
     *TABLE_RULES,
 )
+FRAMES = "temp_pos_embed"
+NEW_PKU_RULES = tuple(
+    replace(
+        rule,
+        their_shape=("F", "D"),
+        change=Change(lambda bits, dims: bits[None], lambda bits, dims: bits[0]),
+        optional=False,
+        why="the computed table of temporal positions",
+    )
+    if rule.theirs == FRAMES
+    else rule
+    for rule in PKU_RULES
+)
 
 
 def _aliases(given: Config) -> Config:
@@ -146,11 +160,19 @@ def _infer(dims: Mapping[str, int], names: Collection[str]) -> Config:
     config["norm_elementwise_affine"] = any(name.endswith(".norm1.weight") for name in names)
     if "D" in dims and dims.get("P") == 8 * dims["D"]:
         config["activation_fn"] = "geglu"
-    # Heads, the form of GELU and eps show in no tensor. Every published net of this width has these.
-    if (dims.get("D"), dims.get("E"), dims.get("P")) == (1152, 4096, 4 * 1152):
-        config |= {"num_attention_heads": 16, "attention_head_dim": 72}
-        config |= {"activation_fn": "gelu-approximate", "norm_eps": 1e-6}
     return config
+
+
+def _assume(dims: Mapping[str, int], names: Collection[str]) -> Config:
+    """Heads, the form of GELU and eps. Open-Sora-Plan v1.1 has nets of 16 and of 18 heads: its layouts ask."""
+    if (dims.get("D"), dims.get("E"), dims.get("P")) != (1152, 4096, 4 * 1152):
+        return {}
+    return {
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "activation_fn": "gelu-approximate",
+        "norm_eps": 1e-6,
+    }
 
 
 def _dims(config: Config) -> dict[str, int]:
@@ -245,6 +267,7 @@ MODEL = Model(
     },
     remedies=lambda key, dims: "",
     validate=_validate,
+    assume=_assume,
 )
 
 
@@ -260,6 +283,14 @@ def _is_pku(shapes: Shapes) -> bool:
     return any(".spatial_block." in name or ".temp_block." in name for name in shapes)
 
 
+def _is_old_pku(shapes: Shapes) -> bool:
+    return _is_pku(shapes) and len(shapes.get(FRAMES, (1, 1, 1))) == 3
+
+
+def _is_new_pku(shapes: Shapes) -> bool:
+    return _is_pku(shapes) and len(shapes.get(FRAMES, (1, 1))) == 2
+
+
 def _unscaled(config: Config) -> Config:
     return {SCALE: 1.0, "per_axis_base_size": False}
 
@@ -272,9 +303,9 @@ def _every_fifth(config: Config) -> Config:
 
 
 def _every_sixteenth(config: Config) -> Config:
-    """Open-Sora-Plan v1.1: positions are frame / max(n // 16, 1), n the length without an odd last frame."""
+    """Open-Sora-Plan v1.1: positions are frame / max(n // 16, 1); an odd last frame makes no difference."""
     length = config.get("video_length")
-    scale = {} if length is None else {SCALE: float(max((length - length % 2) // 16, 1))}
+    scale = {} if length is None else {SCALE: float(max(length // 16, 1))}
     return {**scale, "per_axis_base_size": False}
 
 
@@ -348,6 +379,7 @@ LAYOUTS = (
         evidence=f"{Y_EMBEDDING}; positions in steps of 1 / max(frames // 16, 1)",
         defaults=_every_sixteenth,
         describe=_describe_published,
+        unsure=HEADS,
     ),
     Layout(
         "mindone-diffusers",
@@ -362,12 +394,24 @@ LAYOUTS = (
         "mindone-opensora-pku",
         MODEL,
         PKU_RULES,
-        _is_pku,
-        evidence="blocks.*.spatial_block, blocks.*.temp_block; positions in steps of 1 / max(frames // 5, 1)",
+        _is_old_pku,
+        evidence="blocks.*.spatial_block; positions in steps of 1 / max(frames // 5, 1)",
         defaults=_every_fifth,
         describe=_describe_published,
     ),
+    Layout(
+        "mindone-opensora-pku-v1.1",
+        MODEL,
+        NEW_PKU_RULES,
+        _is_new_pku,
+        evidence=f"blocks.*.spatial_block, {FRAMES} of 2 axes; positions in steps of 1 / max(frames // 16, 1)",
+        defaults=_every_sixteenth,
+        describe=_describe_published,
+        unsure=HEADS,
+    ),
 )
+# Layouts of the class LatteT2V: their weights alone are those of diffusers.
+ORIGINALS = ("official-t2v", "open-sora-plan-v1.0", "open-sora-plan-v1.1")
 OURS = (
     Layout(
         "ours",

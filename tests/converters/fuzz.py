@@ -479,7 +479,9 @@ def cleans_up(trial: Trial) -> Iterator[str]:
     """A failure leaves everything as it was; success changes the target's files alone, older ones with --force."""
     case, changed = trial.case, changes(trial.before, trial.after)
     if case.target and not case.inspects:  # what a killed process left of this target is removed by the next
-        leftover = re.compile(rf"(.*/)?\.{re.escape(os.path.basename(case.target))}\.[^/.]+\.tmp(/.*)?")
+        leftover = re.compile(
+            rf"(.*/)?\.{re.escape(os.path.basename(case.target))}\.unfinished-[^/.]+\.tmp(/.*)?"
+        )
         changed = [name for name in changed if name in trial.after or not leftover.fullmatch(name)]
     if not changed or trial.outcome.died:
         return
@@ -667,7 +669,8 @@ def differences(trial: Trial, written: Mapping[str, Tensor], extras: Mapping[str
     used = set()
     for name, tensor in {**extras, **written}.items():
         origin, permutation, clean = plan.get(name, (name, None, None))
-        if origin is None and clean is not None and name not in source and name not in beside:
+        unknown = name not in source and name not in beside
+        if origin is None and clean is not None and (unknown or name in case.base.tensors(case.which)):
             if clean.shape == tensor.shape and not alike(tensor, clean, case.dtype):
                 yield f"{name} is filled with other numbers than usual"
             continue
@@ -791,7 +794,8 @@ def summary_of(seed: int, indices: Sequence[int], campaign: Campaign, say: Calla
     counts, violations, slowest, largest = Counter(), [], [], []
     start = time.monotonic()
     for done, index in enumerate(indices, 1):
-        faulthandler.dump_traceback_later(10 * campaign.hang, exit=True)  # a library may hang here as well
+        # A library that we ask may hang as well, and hear no alarm.
+        faulthandler.dump_traceback_later(10 * campaign.hang, exit=True, file=sys.__stderr__)
         trial, wrong = campaign.play(seed, index)
         case, outcome = trial.case, trial.outcome
         counts[f"{case.kind}/{trial.word}"] += 1

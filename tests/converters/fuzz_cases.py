@@ -1258,7 +1258,7 @@ def odd_archive(case: Case, how: str, raw: bytearray) -> str:
 
 
 # fmt: off
-def odd_values(rng: Random, name: str, tensor: Tensor) -> dict[str, bytes]:
+def odd_values(rng: Random, name: str, tensor: Tensor, many: int = 0) -> dict[str, bytes]:
     """Values of a ckpt that MindSpore would not write."""
     tag, type_, raw = name.encode(), WORDS[tensor.word][2].encode(), tensor.raw
     dims = b"".join(proto(1, n) for n in tensor.shape)
@@ -1329,7 +1329,7 @@ def odd_values(rng: Random, name: str, tensor: Tensor) -> dict[str, bytes]:
         "bad words": value(inner) + words.replace(b"s\0\0\0", b"s\0\xff\xff", 1),
         "number": value(inner) + piece(bytes(8), proto(1, 0), b"Int64", b"epoch_num"),
         "moments": value(inner) + value(inner, label=b"adam_m." + tag),
-        "many values": b"".join(piece(b"x", proto(1, 0), b"Int8", b"e%d" % i) for i in range(70_000)),
+        "many values": b"".join(piece(b"x", proto(1, 0), b"Int8", b"e%d" % i) for i in range(many)),
         "encrypted": (0x7F3A5ED8).to_bytes(4, "little") + value(inner),
     }
 # fmt: on
@@ -1343,7 +1343,10 @@ def protobufs(case: Case) -> str:
     n = rng.randrange(len(found))
     name, tensor = found[n]
     programs = odd_values(rng, name, tensor)
-    how, where = rng.choice(list(programs)), rng.choice(("instead", "instead", "first", "last", "alone"))
+    how = rng.choice(list(programs))
+    if how == "many values":
+        programs = odd_values(rng, name, tensor, 70_000)
+    where = rng.choice(("instead", "instead", "first", "last", "alone"))
     parts = [value_bytes(*pair) for pair in found]
     if where == "instead":
         parts[n] = programs[how]
@@ -1516,9 +1519,9 @@ def odd_targets(case: Case, ending: str) -> dict[str, Callable[[], str]]:
         "extras are there": lambda: beside("x.pt.extras.safetensors", lambda place: place.write_bytes(b"mine")),
         "extras are a folder": lambda: beside("x.pt.extras.safetensors", Path.mkdir),
         "extras are a link": lambda: beside("x.pt.extras.safetensors", lambda place: place.symlink_to(neighbour)),
-        "a leftover": lambda: (out / ".x.abc.tmp").mkdir() or "out/x",
-        "a leftover file": lambda: (out / ".x.abc.tmp").touch() or "out/x",
-        "another's leftover": lambda: (out / ".y.abc.tmp").mkdir() or f"out/{rng.choice(('*', '?', '[y]'))}",
+        "a leftover": lambda: (out / ".x.unfinished-abcdefgh.tmp").mkdir() or "out/x",
+        "a leftover file": lambda: (out / ".x.unfinished-abcdefgh.tmp").touch() or "out/x",
+        "another's leftover": lambda: (out / ".y.unfinished-abcdefgh.tmp").mkdir() or f"out/{rng.choice(('*', '?', '[y]'))}",
         "read-only folder": lambda: out.chmod(0o500) or f"out/x{ending}",
         "odd ending": lambda: rng.choice(ODD_ENDINGS),
         "long name": lambda: f"out/{'n' * rng.choice((100, 230, 240, 250, 300))}{ending}",

@@ -493,3 +493,103 @@ def test_a_given_model_of_the_other_kind_is_said_to_be_so(tmp_path):
     source = tiny_file(tmp_path, "official-latte")  # which does not tell its heads
     with pytest.raises(checkpoint.CheckpointError, match="holds a Latte, the model is a LatteT2V"):
         checkpoint.load(source, LatteT2V(**TINY_T2V))
+
+
+# ------------------------------------------------------------------------- what belongs together, and what not
+
+
+def test_a_folder_of_the_users_that_looks_like_ours_stays(tmp_path):
+    for name in (".net.backup.tmp", ".net.unfinished-mine.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    quietly(tiny_file(tmp_path, "official-latte"), tmp_path / "net", overrides=settings("official-latte"))
+    assert (tmp_path / ".net.backup.tmp" / "precious").exists()
+    assert (tmp_path / ".net.unfinished-mine.tmp" / "precious").exists()
+
+
+def test_an_original_without_its_buffer_is_not_taken_for_diffusers(tmp_path):
+    source = tiny_file(tmp_path, "diffusers")
+    card = {**TINY_T2V, "_class_name": "LatteT2V", "video_length": 17}
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    with pytest.raises(
+        ConversionError, match=r"--from diffusers or --from official-t2v or --from open-sora-plan"
+    ):
+        load(source)
+    assert load(source, layout="open-sora-plan-v1.0").config["temporal_interpolation_scale"] == 3.0
+
+
+def test_averages_of_trainable_parameters_alone(tmp_path):
+    source = tiny_file(tmp_path, "official-latte")
+    raw, _ = read_safetensors(source)
+    averaged = {
+        f"ema.{name}": entry(np.ones(e.shape))
+        for name, e in raw.items()
+        if name not in ("pos_embed", "temp_embed")
+    }
+    assert len(averaged) == len(raw) - 2
+    save_file(tmp_path / "state.safetensors", {**raw, **averaged}, {})
+    found = load(tmp_path / "state.safetensors", overrides=settings("official-latte"))
+    assert found.tensors["pos_embed"].tobytes() == raw["pos_embed"].read().tobytes()
+    assert (found.tensors["blocks.0.attn.qkv.weight"] == 1).all()
+    assert any("pos_embed, temp_embed as they are: no average" in note for note in found.notes)
+
+
+def test_linear_embedder_and_labels_of_one_time(tmp_path):
+    source = tiny_file(tmp_path, "latte-linear")
+    entries, _ = read_safetensors(source)
+    old = {
+        name.replace("embedding_table.weight", "embedding_table.embedding_table"): e
+        for name, e in entries.items()
+    }
+    assert old.keys() != entries.keys()
+    save_file(tmp_path / "old.safetensors", old, {})
+    options = dict(layout="latte-linear", overrides=settings("latte-linear"))
+    one, other = load(source, **options), load(tmp_path / "old.safetensors", **options)
+    assert {n: a.tobytes() for n, a in one.tensors.items()} == {
+        n: a.tobytes() for n, a in other.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.ckpt"])
+def test_the_hash_stands_beside_weights_that_have_no_place_for_it(tmp_path, name):
+    source, target = tiny_file(tmp_path, "official-latte"), tmp_path / name
+    digest = quietly(source, target, overrides=settings("official-latte"))
+    beside = json.loads((tmp_path / f"{name}.json").read_text())
+    assert beside["_weights"] == {"bytes": target.stat().st_size, "sha256": digest}
+    assert load(target).sha256 == digest
+    beside["_weights"]["sha256"] = "0" * 64
+    (tmp_path / f"{name}.json").write_text(json.dumps(beside))
+    with pytest.raises(ConversionError, match="is not what was written"):
+        quietly(target, tmp_path / "b.safetensors", verify=True)
+
+
+def test_weights_and_configuration_of_different_conversions_do_not_meet(tmp_path):
+    """What a process killed between two renames leaves: the new weights, the old configuration."""
+    source = tiny_file(tmp_path, "official-latte")
+    quietly(source, tmp_path / "a.ckpt", overrides=settings("official-latte"))
+    quietly(source, tmp_path / "b.ckpt", overrides=settings("official-latte"), dtype="fp16")
+    os.replace(tmp_path / "b.ckpt", tmp_path / "a.ckpt")
+    with pytest.raises(ConversionError, match=r"a.ckpt.json does not belong to .*a.ckpt; got weights of"):
+        load(tmp_path / "a.ckpt")
+
+
+def test_extras_of_other_weights_are_refused(tmp_path):
+    source = tiny_file(tmp_path, "official-t2v")
+    options = dict(layout="official-t2v", to="diffusers", overrides=settings("official-t2v"))
+    quietly(source, tmp_path / "a.safetensors", **options)
+    quietly(source, tmp_path / "b.safetensors", **options, dtype="fp16")
+    extras = ".safetensors.extras.safetensors"
+    os.replace(tmp_path / f"b{extras}", tmp_path / f"a{extras}")
+    with pytest.raises(
+        ConversionError, match=r"a.safetensors.extras.safetensors does not belong to .*content hash"
+    ):
+        load(tmp_path / "a.safetensors")
+
+
+def test_what_is_assumed_is_said():
+    from converters.layouts import FAMILIES
+    from tests.converters.listings import listing
+
+    layout = FAMILIES["latte"].layouts["official-latte"]
+    assert layout.assumed(listing("official-latte"), {}) == {"num_heads": 16}
+    assert layout.assumed(listing("official-latte"), {"num_heads": 8}) == {}
