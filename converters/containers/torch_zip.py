@@ -91,11 +91,11 @@ def _directory(path: Path) -> dict[str, tuple[zipfile.ZipInfo, int]]:
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
         raise ConversionError(f"{path} is a truncated or damaged zip file", got=error, remedy=AGAIN) from None
     listed.sort(key=lambda info: info.header_offset)
-    nexts = [*(info.header_offset for info in listed[1:]), end]
-    infos = {info.filename: (info, after) for info, after in zip(listed, nexts, strict=True)}
+    starts = [info.header_offset for info in listed]
+    infos = {info.filename: (info, after) for info, after in zip(listed, [*starts[1:], end], strict=False)}
     if len(infos) != len(listed):
         raise ConversionError(f"{path} names an entry of its archive twice", remedy=AGAIN)
-    if listed and listed[0].header_offset != 0:  # two archives, one after the other
+    if starts and starts[0] != 0:  # two archives, one after the other
         raise ConversionError(
             f"{path} is a damaged zip file", got="something before its first entry", remedy=AGAIN
         )

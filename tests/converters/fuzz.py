@@ -200,8 +200,9 @@ def serve_one(request: Mapping, watch: Watch) -> dict:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status_of("self", "VmRSS")
     start, cpu = time.monotonic(), time.process_time()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     if request["file_limit"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], usual[1]))
     watch.roots, watch.events, watch.on = tuple(request["roots"]), [], True
     try:
         with alarm(request["hang"]):
@@ -214,7 +215,7 @@ def serve_one(request: Mapping, watch: Watch) -> dict:
         watch.on = False  # traceback compiles what it shows
         traceback.print_exc()
         answer["raised"], answer["code"] = f"{type(error).__name__}: {str(error)[:200]}", 1
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     answer["cpu"], answer["wall"] = time.process_time() - cpu, time.monotonic() - start
     answer["memory"] = max(status_of("self", "VmHWM") - before, 0)
     if answer["code"] == 0 and request["target"]:
@@ -384,7 +385,9 @@ def snapshot(folder: Path) -> dict[str, tuple]:
             elif stat.S_ISREG(about.st_mode) and about.st_size > 64 << 20:
                 content = about.st_size, about.st_mtime_ns
             elif stat.S_ISREG(about.st_mode):
-                content = about.st_size, hashlib.sha1(Path(path).read_bytes()).digest()
+                content = about.st_size, None
+                with contextlib.suppress(PermissionError):  # some cases take the right to read away
+                    content = about.st_size, hashlib.sha1(Path(path).read_bytes()).digest()
             found[os.path.relpath(path, folder)] = about.st_mode, content
     return found
 

@@ -1093,7 +1093,8 @@ def pickles(case: Case) -> str:
     name = rng.choice(list(programs))
     program = programs[name]
     clean = case.base.tensors(case.which)
-    state, storages = state_program(list(clean.items()))
+    container = case.base.container if rng.random() < 0.8 else rng.choice(("zip", "legacy"))
+    state, storages = state_program(list(clean.items()), legacy=container == "legacy")
     how = rng.choice(("whole", "beside", "before", "as a weight", "as a key", "wrapped"))
     program = {
         "whole": program,
@@ -1103,7 +1104,6 @@ def pickles(case: Case) -> str:
         "as a key": entries([(word("ema"), state), (program, pickle.NONE)]),
         "wrapped": entries([(word("ema"), program)]),
     }[how]
-    container = case.base.container if rng.random() < 0.8 else rng.choice(("zip", "legacy"))
     case.weights.write_bytes((torch_zip if container == "zip" else torch_legacy)(program, storages))
     case.wrote, case.asks = clean, False
     if danger:
@@ -1381,6 +1381,7 @@ ARGUMENTS = ["", " ", "x", "\x1b[2J", "\n", "../x", "é", "\udcff", "-", "--", "
 ODD_FILES = ["**", "*", "a\nb", "\x1b[2J", "-x", "--help", "é", "\udcff", "~", " ", "%s{}", "a\u202e", "[x]", "?"]
 ODD_ENDINGS = ["out/.safetensors", "out/x.", "out/.x", "out/x.safetensors.", "out/..pt", "out/x.npz", "out/x.PT",
                "out/x.pt "]
+GLOBS = ["*", "?", "[y]", "**"]
 HERE = [".", "", "..", "/", "out/..", "out/.", "./", "out/x/", "out//x", "out/x.pt/", "//"]
 DEVICES = ["/dev/null", "/dev/full", "/dev/stdout", "/proc/x.pt", "/proc/self/x", "/sys/x.safetensors", "/dev/fd/1"]
 SOURCE_DEVICES = ["/dev/null", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/proc/self/environ", "/proc/self/maps"]
@@ -1521,7 +1522,7 @@ def odd_targets(case: Case, ending: str) -> dict[str, Callable[[], str]]:
         "extras are a link": lambda: beside("x.pt.extras.safetensors", lambda place: place.symlink_to(neighbour)),
         "a leftover": lambda: (out / ".x.unfinished-abcdefgh.tmp").mkdir() or "out/x",
         "a leftover file": lambda: (out / ".x.unfinished-abcdefgh.tmp").touch() or "out/x",
-        "another's leftover": lambda: (out / ".y.unfinished-abcdefgh.tmp").mkdir() or f"out/{rng.choice(('*', '?', '[y]'))}",
+        "another's leftover": lambda: (out / ".y.unfinished-abcdefgh.tmp").mkdir() or f"out/{rng.choice(GLOBS)}",
         "read-only folder": lambda: out.chmod(0o500) or f"out/x{ending}",
         "odd ending": lambda: rng.choice(ODD_ENDINGS),
         "long name": lambda: f"out/{'n' * rng.choice((100, 230, 240, 250, 300))}{ending}",

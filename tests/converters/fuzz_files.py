@@ -184,7 +184,7 @@ def weights_of(tree: object, which: str) -> dict[str, Tensor]:
     averaged = {name[4:]: tensor for name, tensor in found.items() if name.startswith("ema.")}
     if averaged:
         raw = {name: t for name, t in found.items() if not name.startswith(("ema.", "swap."))}
-        found = averaged if which == "ema" or not raw else raw
+        found = {**raw, **averaged} if which == "ema" else raw  # frozen weights have no average
     while found:
         for prefix in ("module.", "_orig_mod.", "network."):
             if all(name.startswith(prefix) for name in found):
@@ -231,10 +231,17 @@ def entries(items: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 
 def tensor_program(
-    key: str, kind: str, shape: Sequence[int], stride: Sequence[int], count: int, offset: int = 0
+    key: str,
+    kind: str,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    count: int,
+    offset: int = 0,
+    legacy: bool = False,
 ) -> bytes:
-    """A tensor as torch.save writes it, whatever the numbers are."""
-    storage = tup(word("storage"), named("torch", kind), word(key), word("cpu"), number(count))
+    """A tensor as torch.save writes it, whatever the numbers are. Before 1.6, a storage could be a view."""
+    view = [pickle.NONE] if legacy else []
+    storage = tup(word("storage"), named("torch", kind), word(key), word("cpu"), number(count), *view)
     return call(
         "torch._utils",
         "_rebuild_tensor_v2",
@@ -255,13 +262,16 @@ def strides(shape: Sequence[int]) -> list[int]:
     return steps
 
 
-def state_program(tensors: Tensors, first: int = 0) -> tuple[bytes, dict[str, tuple[int, bytes]]]:
+def state_program(
+    tensors: Tensors, first: int = 0, legacy: bool = False
+) -> tuple[bytes, dict[str, tuple[int, bytes]]]:
     """The pickle of a state dict without its STOP, and its storages: key -> (count, bytes)."""
     items, storages = [], {}
     for key, (name, tensor) in enumerate(tensors, first):
         size, kind, _ = WORDS[tensor.word]
         count = len(tensor.raw) // size
-        program = tensor_program(str(key), kind, tensor.shape, strides(tensor.shape), count)
+        steps = strides(tensor.shape)
+        program = tensor_program(str(key), kind, tensor.shape, steps, count, legacy=legacy)
         items.append((word(name), program))
         storages[str(key)] = count, tensor.raw
     return entries(items), storages
@@ -353,7 +363,7 @@ def store(container: str, tensors: Tensors, wrapper: str | None = None, metadata
         return safetensors_bytes(tensors, metadata)
     if container == "ckpt":
         return ckpt_bytes(tensors)
-    program, storages = state_program(tensors)
+    program, storages = state_program(tensors, legacy=container == "legacy")
     if wrapper:
         program = entries([(word(wrapper), program)])
     return (torch_zip if container == "zip" else torch_legacy)(program, storages)
@@ -496,7 +506,10 @@ def make_seeds(folder: Path) -> None:
     place = add("latte-zip", "latte", "zip", "training.pt", wrapper="ema", **heads)
     torch.save(training, place / "training.pt")
     place = add("latte-legacy", "latte", "legacy", "old.pth", wrapper="ema", **heads)
-    torch.save(training, place / "old.pth", _use_new_zipfile_serialization=False)
+    model, storages = state_program(raw(training["model"]), legacy=True)  # torch's own keys are addresses
+    ema, more = state_program(raw(latte), len(storages), legacy=True)
+    both = entries([(word("model"), model), (word("ema"), ema), (word("epoch"), number(3))])
+    (place / "old.pth").write_bytes(torch_legacy(both, storages | more))
     place = add("latte-half", "latte", "zip", "half.pt", **heads)
     torch.save({f"module.{name}": tensor.bfloat16() for name, tensor in latte.items()}, place / "half.pt")
     place = add("latte-safetensors", "latte", "safetensors", "a.safetensors")
@@ -516,8 +529,9 @@ def make_seeds(folder: Path) -> None:
     patch = "x_embedder.proj.weight"
     flat = {**latte, patch: latte[patch].permute(0, 2, 3, 1).reshape(24, -1)}
     (place / "b.safetensors").write_bytes(safetensors_bytes(raw(flat)))
-    place = add("dit", "latte", "zip", "DiT.pt", **heads)
-    torch.save({name: tensor for name, tensor in latte.items() if name != "temp_embed"}, place / "DiT.pt")
+    place = add("dit", "latte", "zip", "DiT.pt", layout="dit-imagenet", **heads)
+    dit = {**latte, "y_embedder.embedding_table.weight": torch.randn(1001, 24, generator=numbers)}
+    torch.save({name: tensor for name, tensor in dit.items() if name != "temp_embed"}, place / "DiT.pt")
     place = add("latte-golden", "latte", "zip", "latte_class.pt", wrapper="ema", settings=["num_heads=2"])
     shutil.copy(ROOT / "tests/data/golden/latte_class.pt", place)
     ours("latte-ours", "latte", "safetensors", folder / "latte-safetensors/a.safetensors", "ours.safetensors")

@@ -104,7 +104,8 @@ def test_two_numbers_make_a_case(campaign, seeds):
         after = fuzz.snapshot(two.folder)
         assert before.keys() == after.keys()
         changed = fuzz.changes(before, after)  # a large file is known by its time alone
-        assert not [name for name in changed if os.path.getsize(two.folder / name) < 64 << 20], one.what
+        changed = [name for name in changed if os.path.getsize(two.folder / name) < 64 << 20]
+        assert not changed or one.kind == "torch_things", one.what  # keys in torch's old files are addresses
 
 
 def test_seeds_are_read_by_others_and_no_two_tensors_are_alike(seeds):
