@@ -179,7 +179,7 @@ def _write_shards(
     digests, places = {}, {}
     for number, shard in enumerate(shards, 1):
         file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        with writing(folder / file, progress) as output:
+        with writing(folder / file, progress, sync=False) as output:
             write_safetensors(output, shard, {})
         digests |= output.digests
         places |= dict.fromkeys(shard, file)
