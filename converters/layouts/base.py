@@ -30,6 +30,7 @@ Side = Literal["theirs", "ours"]
 
 REPORT_LIMIT = 20  # names per group in an error
 MAX_COUNT = 1 << 31  # of whatever an argument counts
+MAX_FILL = 1 << 28  # numbers of a computed table: 1 GB, 480x480 patches of Latte-1
 MAX_ROWS = 200_000  # of one model; more is a damaged or hostile configuration
 
 
@@ -280,7 +281,7 @@ class Layout:
             notes.append(f"dropped {few}: {why or f'nothing in {self.model.name} uses it'}")
         for row in rows.values():
             if row.rule.fill and not row.rule.extra and row.needed and row.ours not in tensors:
-                tensors[row.ours] = _filled(row.rule.fill(config))
+                tensors[row.ours] = _filled(row, config)
                 notes.append(f"added {row.ours}: {row.rule.why}")
         return tensors, extras, notes
 
@@ -317,7 +318,7 @@ class Layout:
                 if kept is None and (row.rule.optional or row.rule.fill is None):
                     continue
                 if kept is None:
-                    kept = _filled(row.rule.fill(config))
+                    kept = _filled(row, config)
                     notes.append(f"added {row.theirs}: {row.rule.why}")
             change = row.rule.change and row.rule.change.backward
             entries[row.theirs] = _changed(
@@ -500,8 +501,16 @@ def _sizes(axes: tuple[str, ...], at: Mapping[str, int], dims: Dims) -> tuple[in
     return tuple(evaluate(axis.format(**at), dims) for axis in axes)
 
 
-def _filled(array: np.ndarray) -> TensorEntry:
-    array = np.ascontiguousarray(array, np.float32)
+def _filled(row: Row, config: Config) -> TensorEntry:
+    """The tensor that the configuration implies."""
+    size = prod(row.shape["ours"]) if row.shape["ours"] and None not in row.shape["ours"] else 0
+    if size > MAX_FILL:
+        raise ConversionError(
+            f"{row.ours} would be a table of {size:,} numbers",
+            expected=f"at most {MAX_FILL:,}",
+            remedy="correct the sizes with --set",
+        )
+    array = np.ascontiguousarray(row.rule.fill(config), np.float32)
     return TensorEntry("F32", array.shape, lambda: array)
 
 

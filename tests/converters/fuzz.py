@@ -34,6 +34,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,8 +62,8 @@ from tests.converters.fuzz_files import (
     weights_of,
 )
 
-CPU_LIMIT = 5.0  # seconds of processor time; inputs are below 3 MB, and the others sit on the same machine
-HANG = 20  # seconds until the alarm; the watchdog kills as much later
+CPU_LIMIT = 10.0  # seconds of processor time; the slowest input, 70,000 values of a ckpt, takes 2 to 3
+HANG = 30  # seconds until the alarm; the watchdog kills as much later
 # Resident bytes above the worker's own: 16 parts of `stream.PART`. A cast holds a part in two dtypes and flags of
 # infinity, a comparison two parts; a header of 100 MB, the most that safetensors allows, is held twice.
 MEMORY = 256 << 20
@@ -177,6 +178,10 @@ def serve() -> None:
     below = os.memfd_create("below")  # what is printed without Python
     os.dup2(below, 1)
     os.dup2(below, 2)
+    for category in (UserWarning, RuntimeWarning):  # which users see as well, but once
+        warnings.simplefilter("always", category)
+    answers.write("{}\n")
+    answers.flush()
     for line in requests:
         os.ftruncate(below, 0)
         os.lseek(below, 0, os.SEEK_SET)
@@ -279,7 +284,8 @@ class Worker:
 
     def start(self) -> None:
         self.starts += 1
-        with (self.yard.parent / f"{self.yard.name}.worker.log").open("ab") as log:
+        path = self.yard.parent / f"{self.yard.name}.worker.log"
+        with path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, __file__, "--worker"],
                 cwd=ROOT,
@@ -288,6 +294,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
+        if not self.process.stdout.readline():
+            raise RuntimeError(f"the worker does not start: {path.read_text()[-2000:]}")
 
     def ask(self, case: Case) -> Outcome:
         if self.process is None or self.process.poll() is not None:

@@ -432,7 +432,7 @@ def load_seeds(folder: Path) -> list[Seed]:
         subprocess.run(
             [sys.executable, str(Path(__file__).with_name("fuzz.py")), "--make-seeds", folder],
             check=True,
-            env=environment(),
+            env=environment(PYTHONWARNINGS="ignore"),
         )
     listed = json.loads(manifest.read_text())
     return [
@@ -446,7 +446,6 @@ def environment(**more: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
     }
     return {**os.environ, **offline, **more}
 

@@ -593,3 +593,10 @@ def test_what_is_assumed_is_said():
     layout = FAMILIES["latte"].layouts["official-latte"]
     assert layout.assumed(listing("official-latte"), {}) == {"num_heads": 16}
     assert layout.assumed(listing("official-latte"), {"num_heads": 8}) == {}
+
+
+def test_a_table_of_impossible_size_is_not_computed(tmp_path):
+    source = tiny_file(tmp_path, "official-t2v")
+    options = dict(layout="official-t2v", overrides={**settings("official-t2v"), "sample_size": 2_000_000})
+    with pytest.raises(ConversionError, match=r"pos_embed.pos_embed would be a table of [\d,]+ numbers"):
+        quietly(source, tmp_path / "a.safetensors", to="mindone-opensora-pku", **options)
