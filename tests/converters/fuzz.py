@@ -68,6 +68,7 @@ HANG = 30  # seconds until the alarm; the watchdog kills as much later
 # infinity, a comparison two parts; a header of 100 MB, the most that safetensors allows, is held twice.
 MEMORY = 256 << 20
 PER_BYTE = 200  # and so much for each byte of input: an empty dict of a pickle takes one byte there, 64 here
+PER_WRITTEN = 6  # and for each byte of output: tables that a configuration asks for are computed in float64
 ADDRESSES = 3 << 30  # bytes of address space above the worker's own, so that a mistake stays harmless
 MESSAGE = 20_100  # letters of an error: `errors.printable` stops there
 
@@ -536,7 +537,9 @@ def is_modest(trial: Trial) -> Iterator[str]:
     outcome = trial.outcome
     sizes = [content[0] for _, content in trial.before.values() if isinstance(content, tuple)]
     size = sum(size for size in sizes if size <= 64 << 20)
-    if outcome.memory > MEMORY + PER_BYTE * size:
+    new = [trial.after[name][1] for name in changes(trial.before, trial.after) if name in trial.after]
+    written = sum(content[0] for content in new if isinstance(content, tuple))
+    if outcome.memory > MEMORY + PER_BYTE * size + PER_WRITTEN * written:
         yield f"memory: {outcome.memory >> 20} MiB for {size:,} bytes of input"
     if re.search("not enough memory|Cannot allocate", outcome.err):
         yield f"memory: {outcome.err[:200]}"
