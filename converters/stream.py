@@ -261,12 +261,6 @@ def combine(entries: Entries, digests: Mapping[str, bytes]) -> str:
 # ------------------------------------------------------------------------------------------------- writing
 
 
-def _see(part: memoryview, *watchers: Callable[[memoryview], None] | None) -> None:
-    for watcher in watchers:
-        if watcher:
-            watcher(part)
-
-
 class Output:
     """A file that is being written: plain bytes by `write`, tensors by `tensor`, which hashes while it writes."""
 
@@ -274,7 +268,7 @@ class Output:
         self.file, self.progress = file, progress
         self.digests: dict[str, bytes] = {}
         self.begun = 0  # bytes whose way to the disk has begun
-        self.hasher = ThreadPoolExecutor(1)  # hashing leaves the interpreter, as writing does: side by side
+        self.hasher = ThreadPoolExecutor(2)  # hashing leaves the interpreter, as writing does: side by side
 
     def write(self, data: bytes | memoryview) -> None:
         self.file.write(data)
@@ -290,11 +284,11 @@ class Output:
 
         `also` sees every part (a checksum); `write` writes it in our place (with headers in between).
         """
-        digest, hashed = hashlib.sha256(), None
+        digest, hashed = hashlib.sha256(), []
         for part in entry.parts():
             if hashed:
                 self._finish(hashed, entry)
-            hashed = self.hasher.submit(_see, part, digest.update, also)
+            hashed = [self.hasher.submit(watch, part) for watch in (digest.update, also) if watch]
             (write or self.file.write)(part)
             self._start_writeback()
             self.progress(len(part))
@@ -313,9 +307,10 @@ class Output:
             self.begun = end
 
     @staticmethod
-    def _finish(hashed: Future, entry: TensorEntry) -> None:
-        """Wait for the hash of a part, then give its pages back: a tensor may be large."""
-        hashed.result()
+    def _finish(hashed: list[Future], entry: TensorEntry) -> None:
+        """Wait for the hash (and checksum) of a part, then give its pages back: a tensor may be large."""
+        for watcher in hashed:
+            watcher.result()
         if entry.release:
             entry.release()
 

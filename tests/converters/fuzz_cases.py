@@ -1435,6 +1435,8 @@ def lines(case: Case) -> str:
         option = rng.choice(("which", "to", "layout", "dtype", "source", "script"))
         if option == "script":
             value = case.script = rng.choice([*COMMANDS.values(), INSPECT])
+            if not case.inspects and not case.target:  # a command that only looked now writes
+                case.target = "o.safetensors"
         else:
             setattr(case, option, value)
         case.readable = option != "source"
