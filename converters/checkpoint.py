@@ -2,7 +2,6 @@
 """From a path to our names and constructor arguments: container, wrapper, layout, configuration."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,7 +112,8 @@ def load(
             remedy="use the file as it was before it was quantised",
         )
     notes += more
-    beside, files = _extras_beside(source, FAMILIES[family].ours[found.model.name], config)
+    stored = hash_of(source)
+    beside, files = _extras_beside(source, FAMILIES[family].ours[found.model.name], config, stored)
     extras, files = {**beside, **extras}, (*source.files, *files)
     if extras:
         notes.append(f"kept {names_of(extras)}: no part of the network")
@@ -131,7 +131,7 @@ def load(
         files=files,
         extras=extras,
         metadata=source.metadata,
-        sha256=hash_of(source),
+        sha256=stored,
     )
 
 
@@ -208,10 +208,10 @@ def find_config(source: Source) -> tuple[dict, str]:
     if not source.is_folder:
         places[:0] = [source.beside(f"{source.path.name}.json"), source.beside(f"{source.stem}.json")]
     found = next((place for place in places if place.is_file() and place != source.path), None)
-    # A process killed between two renames leaves the new weights with the old configuration.
     beside = read_json(found) if found and (source.is_folder or not inside) else {}
     if inside is not None and (not beside or beside == card):
         return inside, origin
+    # A process killed between two renames leaves the new weights with the old configuration.
     written = beside.get("_weights")
     size = written.get("bytes") if isinstance(written, dict) else None
     if size is not None and size != source.path.stat().st_size:
@@ -224,8 +224,13 @@ def find_config(source: Source) -> tuple[dict, str]:
     return beside, str(found) if found else ""
 
 
-def _extras_beside(source: Source, home: Layout, config: dict) -> tuple[Entries, tuple[Path, ...]]:
-    """What stands in a file of extras, and that file. It is found by its name alone, so what it holds is checked."""
+def _extras_beside(
+    source: Source, home: Layout, config: dict, stored: str | None
+) -> tuple[Entries, tuple[Path, ...]]:
+    """What stands in a file of extras, and that file. It is found by its name alone, so what it holds is checked.
+
+    stored  content hash of the weights, if they tell it
+    """
     for place in (source.beside(source.path.name + EXTRAS), source.beside(source.stem + EXTRAS)):
         if place.is_file() and place != source.path:
             extras, words = read_safetensors(place)
@@ -237,7 +242,6 @@ def _extras_beside(source: Source, home: Layout, config: dict) -> tuple[Entries,
                     got="; ".join(f"{kind}: {names_of(lines)}" for kind, lines in wrong.items()),
                     remedy="remove or rename it",
                 )
-            stored = hash_of(source)
             if stored is not None and words.get("of") not in (None, stored):
                 raise ConversionError(
                     f"{place} does not belong to {source.path}",
@@ -257,8 +261,3 @@ def hash_of(source: Source) -> str | None:
     written = read_json(beside).get("_weights") if not source.is_folder and beside.is_file() else None
     found = written.get("sha256") if isinstance(written, dict) else None
     return found if isinstance(found, str) else None
-
-
-def describe(config: Mapping[str, object]) -> str:
-    """The configuration as one line of JSON."""
-    return json.dumps(config)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion from end to end: open, name, cast, write, verify. The commands are thin shells around `convert`."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,16 +10,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from converters.checkpoint import Checkpoint, describe, load
+from converters.checkpoint import Checkpoint, load
 from converters.containers.ckpt_file import check_crc as check_ckpt_crc
 from converters.containers.safetensors_file import read_safetensors
 from converters.containers.source import EXTRAS, open_source, unwrap
-from converters.containers.target import FILES, check_replaceable, config_beside, is_folder, write_target
+from converters.containers.target import (
+    FILES,
+    check_replaceable,
+    check_shards,
+    config_beside,
+    is_folder,
+    write_target,
+)
 from converters.containers.torch_zip import check_crc as check_zip_crc
 from converters.errors import ConversionError, printable
 from converters.layouts import FAMILIES, NO_MAP, Family
 from converters.layouts.base import Layout
-from converters.stream import Entries, Progress, cast, content_hash, names_of, same_bits
+from converters.stream import Entries, Progress, cast, combine, content_hash, names_of, same_bits
 
 DTYPE_WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -56,10 +64,7 @@ def convert(
             expected=f"{', '.join(FILES)}, or no ending for a folder",
             remedy=f"--target {target}.safetensors",
         )
-    if shard_size is not None and not is_folder(target):
-        raise ConversionError(
-            "shards need a folder", got=f"--target {target}", remedy=f"--target {target.with_suffix('')}"
-        )
+    check_shards(target, shard_size)
     kin = FAMILIES[family]
     checkpoint = load(source, which, layout, overrides, family)
     wanted = _target_layout(kin, to, checkpoint)
@@ -186,7 +191,7 @@ def _describe(
         + f", to {wanted.name}" * (wanted.name != "ours")
     )
     say(f"tensors   {len(entries)} ({dtypes}), {sum(entry.size for entry in entries.values()):,} parameters")
-    say(f"config    {describe(checkpoint.config)}")
+    say(f"config    {json.dumps(checkpoint.config)}")
     for note in [*checkpoint.notes, *notes]:
         say(f"note      {note}")
 
@@ -243,12 +248,12 @@ def verify_target(
 ) -> None:
     """Read the target again: same names, dtypes, shapes, and every bit as in the (cast) source; extras too."""
     written, _ = unwrap(open_source(target, family).tree, "ema", target)
-    different = _different(entries, written)
+    different, found = _compare(entries, written)
     if extras:
         name = f"{FAMILIES[family].stem}{EXTRAS}"
         place = target / name if target.is_dir() else target.with_name(f"{target.name}{EXTRAS}")
-        different += _different(extras, read_safetensors(place)[0])
-    if different or content_hash(written) != digest:
+        different += _compare(extras, read_safetensors(place)[0])[0]
+    if different or found != digest:
         raise ConversionError(
             f"{target} differs from what was written",
             got=names_of(different) or "another content hash",
@@ -256,10 +261,13 @@ def verify_target(
         )
 
 
-def _different(wanted: Entries, found: Entries) -> list[str]:
-    """Names that only one side has, or whose tensors are not the same bits."""
-    return [
-        name
-        for name in {**wanted, **found}
-        if name not in found or name not in wanted or not same_bits(wanted[name], found[name])
-    ]
+def _compare(wanted: Entries, found: Entries) -> tuple[list[str], str | None]:
+    """Names that only one side has, or whose tensors are not the same bits, and the content hash if there are none."""
+    different, digests = [], {}
+    for name in {**wanted, **found}:
+        digest = hashlib.sha256()
+        if name in wanted and name in found and same_bits(wanted[name], found[name], digest.update):
+            digests[name] = digest.digest()
+        else:
+            different.append(name)
+    return different, None if different else combine(found, digests)

@@ -236,11 +236,13 @@ def content_hash(entries: Entries) -> str:
     return combine(entries, digests)
 
 
-def same_bits(a: TensorEntry, b: TensorEntry) -> bool:
-    """Equality of dtype, shape and bytes: NaNs equal themselves and -0 differs from 0."""
+def same_bits(a: TensorEntry, b: TensorEntry, watch: Callable[[memoryview], None] | None = None) -> bool:
+    """Equality of dtype, shape and bytes: NaNs equal themselves and -0 differs from 0. `watch` sees every part of b."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     for x, y in zip(a.parts(), b.parts(), strict=True):
+        if watch:
+            watch(y)
         if not np.array_equal(np.frombuffer(x, np.uint8), np.frombuffer(y, np.uint8)):
             return False
         for entry in (a, b):
@@ -351,7 +353,7 @@ def writing(path: Path, progress: Progress = silent, sync: bool = True) -> Itera
         temporary.unlink(missing_ok=True)
         raise
     if sync:
-        sync_folder(path.parent)
+        synchronise(path.parent)
 
 
 @contextlib.contextmanager
@@ -373,8 +375,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
         yield temporary
         for file in temporary.iterdir():  # at the end, so that the disk works while further files are written
-            sync_folder(file)
-        sync_folder(temporary)
+            synchronise(file)
+        synchronise(temporary)
         if path.is_dir():
             _exchange(temporary, path)
         else:
@@ -384,7 +386,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
             temporary.unlink()
         shutil.rmtree(temporary, ignore_errors=True)  # the unfinished or the older folder
         os.close(lock)
-    sync_folder(path.parent)
+    synchronise(path.parent)
 
 
 def _exchange(a: Path, b: Path) -> None:
@@ -415,9 +417,9 @@ def _umask() -> int:
     return mask
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in it (or the contents of a file) survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def synchronise(path: Path) -> None:
+    """Make the contents of a file, or the renames in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -40,7 +40,7 @@ from converters.convert import convert
 from converters.errors import ConversionError
 from converters.layouts import FAMILIES
 from converters.layouts.base import Config, Layout
-from converters.stream import Entries, TensorEntry, sync_folder, writing
+from converters.stream import Entries, TensorEntry, synchronise, writing
 from parity.harness.full import full_case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -560,7 +560,7 @@ def settle(path: Path) -> None:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     for folder in {path.parent, *(file.parent for file in _files(path))}:
-        sync_folder(folder)
+        synchronise(folder)
 
 
 WAYS: dict[str, Callable[..., Callable[[], object]]] = {"ours": ours, "naive": naive, "cp": copied}

@@ -20,11 +20,8 @@ SUBFOLDERS = {
     "t5": ("text_encoder",),
 }
 WRAPPERS = ("ema", "model", "state_dict")  # keys under which training scripts save the weights, best first
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "network.",
-)  # DistributedDataParallel, torch.compile, MindSpore's train cells
+# Of DistributedDataParallel, torch.compile, MindSpore's train cells.
+PREFIXES = ("module.", "_orig_mod.", "network.")
 # First words under which MindSpore's optimisers keep a second copy of every parameter's name.
 MOMENTS = """
     adam_m adam_v moment moment1 moment2 moments exp_avg exp_avg_sq max_exp_avg_sq exp_inf vhat lamb_m lamb_v

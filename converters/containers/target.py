@@ -40,6 +40,14 @@ def is_folder(target: Path) -> bool:
     return target.suffix == "" or target.is_dir()
 
 
+def check_shards(target: Path, shard_size: int | None) -> None:
+    """Raise ConversionError if shards are asked for where a single file is meant."""
+    if shard_size is not None and not is_folder(target):
+        raise ConversionError(
+            "shards need a folder", got=f"--target {target}", remedy=f"--target {target.with_suffix('')}"
+        )
+
+
 def check_replaceable(target: Path, stem: str, folder: bool = False) -> None:
     """Raise ConversionError if writing `target` would delete anything that is no such target.
 
@@ -92,27 +100,23 @@ def write_target(
             if shard_size is None:
                 digest = _write_files(
                     place / f"{stem}.safetensors",
-                    place / "config.json",
                     entries,
                     metadata,
                     config,
                     extras,
+                    alone=False,
                     progress=progress,
                 )
             else:
                 digest = _write_shards(place, stem, entries, metadata, shard_size, progress)
                 _write_small(place / "config.json", config)
                 if extras:
-                    with writing(place / f"{stem}{EXTRAS}") as output:
+                    with writing(place / f"{stem}{EXTRAS}", sync=False) as output:
                         write_safetensors(output, extras, {"of": digest})
         return digest
-    if shard_size is not None:
-        raise ConversionError(
-            "shards need a folder", got=f"--target {target}", remedy=f"--target {target.with_suffix('')}"
-        )
+    check_shards(target, shard_size)
     return _write_files(
         target,
-        config_beside(target),
         entries,
         metadata,
         config,
@@ -124,29 +128,31 @@ def write_target(
 
 def _write_files(
     path: Path,
-    config_path: Path,
     entries: Entries,
     metadata: Mapping[str, str],
     config: Mapping[str, object],
     extras: Entries,
     wrapper: str | None = None,
+    alone: bool = True,
     progress: Progress = silent,
 ) -> str:
     """Weights with what belongs beside them. All are complete before the weights take their name, first.
 
-    What stands beside a single file says to which weights it belongs: a process may be killed between two renames.
+    alone  not in an unfinished folder. What stands beside a single file says to which weights it belongs: a process
+           may be killed between two renames.
     """
-    beside = path.with_name((path.stem if config_path.name == "config.json" else path.name) + EXTRAS)
-    if config_path.name != "config.json":  # for us alone; not every container has a place for metadata
+    config_path = config_beside(path) if alone else path.with_name("config.json")
+    beside = path.with_name((path.name if alone else path.stem) + EXTRAS)
+    if alone:  # for us; not every container has a place for metadata
         config = {
             "_class_name": metadata["model"],
             **json.loads(metadata["config"]),
             "_layout": metadata["layout"],
         }
     with contextlib.ExitStack() as stack:  # renamed in reverse order
-        small = stack.enter_context(writing(config_path))
-        surplus = stack.enter_context(writing(beside)) if extras else None
-        output = stack.enter_context(writing(path, progress))
+        small = stack.enter_context(writing(config_path, sync=alone))
+        surplus = stack.enter_context(writing(beside, sync=alone)) if extras else None
+        output = stack.enter_context(writing(path, progress, sync=alone))
         if path.suffix == ".safetensors":
             write_safetensors(output, entries, metadata)
         elif path.suffix == ".ckpt":
@@ -156,7 +162,7 @@ def _write_files(
         digest = combine(entries, output.digests)
         if surplus:
             write_safetensors(surplus, extras, {"of": digest})
-        if config_path.name != "config.json":
+        if alone:
             config["_weights"] = {"bytes": output.file.seek(0, os.SEEK_END), "sha256": digest}
         small.write(_text(config))
     if not extras:
@@ -191,7 +197,8 @@ def _write_shards(
 
 
 def _write_small(path: Path, content: Mapping[str, object]) -> None:
-    with writing(path) as output:
+    """JSON in an unfinished folder."""
+    with writing(path, sync=False) as output:
         output.write(_text(content))
 
 

@@ -133,6 +133,7 @@ class Model:
     symbols  symbol -> what it is, for error messages
     remedies argument -> why it cannot be inferred and what to do
     validate raises ConversionError when arguments contradict each other
+    derived  arguments that a layout derives from others, and nobody is asked for as long as those are absent
     assume   solved symbols, names -> arguments that no tensor shows, as every published net of such sizes has them
     """
 
@@ -146,6 +147,7 @@ class Model:
     remedies: Callable[[str, Mapping[str, int]], str]
     validate: Callable[[Config], None]
     assume: Callable[[Dims, Collection[str]], Config] = lambda dims, names: {}
+    derived: Collection[str] = ()
 
     def arguments(
         self, given: Mapping[str, object], origin: str, foreign: bool = True
@@ -178,12 +180,10 @@ class Model:
                 )
         return config, [f"{origin}: without effect here: {', '.join(idle)}"] if idle else []
 
-    def require(self, config: Config, dims: Mapping[str, int], supplied: Collection[str] = ()) -> Config:
-        """The configuration in the order of `keys`; raises one error for all arguments that nobody gave.
-
-        supplied: arguments that follow from the others, once they are there.
-        """
-        absent = [key for key in self.keys if key not in config and key not in supplied]
+    def require(self, config: Config, dims: Mapping[str, int]) -> Config:
+        """The configuration in the order of `keys`; raises one error for all arguments that nobody gave."""
+        absent = [key for key in self.keys if key not in config]
+        absent = [key for key in absent if key not in self.derived] or absent
         if absent:
             why = "; ".join(filter(None, (self.remedies(key, dims) for key in absent)))
             raise ConversionError(
@@ -215,7 +215,7 @@ class Layout:
     defaults    configuration -> what this layout fixes and no tensor shows
     describe    configuration -> the config.json that belongs to this layout
     wrapper     key under which its .pt files hold the weights
-    assume      symbols that no tensor of it shows
+    sizes       symbols that no tensor of it shows
     presumes    arguments that its tensors would tell wrongly
     unsure      arguments that the model would assume, but that differ among the published nets of this layout
     initial     weights to start training from: read only, not a trained model of ours
@@ -229,15 +229,15 @@ class Layout:
     defaults: Callable[[Config], Config] = lambda config: {}
     describe: Callable[[Config], dict] | None = None
     wrapper: str | None = None
-    assume: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     presumes: Config = field(default_factory=dict)
     unsure: Collection[str] = ()
     initial: bool = False
 
-    def assumed(self, shapes: Shapes, given: Config) -> Config:
+    def assumed(self, shapes: Shapes, given: Config, solved: Dims | None = None) -> Config:
         """Arguments that neither the file nor anybody says, and that are taken as published nets have them."""
         known = {**self.defaults(given), **self.presumes, **given}
-        found = self.model.assume(self.solve(shapes), shapes)
+        found = self.model.assume(self.solve(shapes) if solved is None else solved, shapes)
         return {key: value for key, value in found.items() if key not in known and key not in self.unsure}
 
     def resolve(self, shapes: Shapes, given: Config, origin: str) -> Config:
@@ -246,11 +246,15 @@ class Layout:
         Raises ConversionError with everything that does not fit, names and shapes first.
         """
         solved = self.solve(shapes)
-        config = {**self.model.infer(solved, shapes), **self.presumes, **self.assumed(shapes, given), **given}
+        config = {
+            **self.model.infer(solved, shapes),
+            **self.presumes,
+            **self.assumed(shapes, given, solved),
+            **given,
+        }
         self.check(shapes, config, solved, origin)
-        supplied = self.defaults({**config, "video_length": 1}) if "video_length" not in config else {}
         config = {**self.defaults(config), **config}
-        return self.model.require(config, solved, supplied)
+        return self.model.require(config, solved)
 
     def to_ours(self, entries: Entries, config: Config) -> tuple[Entries, Entries, list[str]]:
         """Their entries as (tensors, extras, notes) in our names, in file order.
@@ -385,7 +389,7 @@ class Layout:
                         products.append((axis, size))
                     elif not axis.isdigit():
                         votes.setdefault(axis, Counter())[size] += 1
-        dims = {**self.assume, **{symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}}
+        dims = {**self.sizes, **{symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}}
         dims |= counts
         for axis, size in products * 2:  # "p*p*O" gives O once p is known
             factors = axis.split("*")

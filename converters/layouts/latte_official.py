@@ -274,7 +274,7 @@ LAYOUTS = (
         _is_linear,
         evidence=f"{PATCH} of 2 axes; a patch is a block of pixels",
         defaults=_in_blocks,
-        assume={"C": 4},
+        sizes={"C": 4},
     ),
     Layout(
         "mindone-latte-linear",
@@ -283,7 +283,7 @@ LAYOUTS = (
         _is_linear,
         evidence=f"{PATCH} of 2 axes; a patch holds every (H / p)-th row and (W / p)-th column of pixels",
         defaults=_strided,
-        assume={"C": 4},
+        sizes={"C": 4},
     ),
     Layout(
         "dit-imagenet",

@@ -268,6 +268,7 @@ MODEL = Model(
     remedies=lambda key, dims: "",
     validate=_validate,
     assume=_assume,
+    derived=(SCALE,),
 )
 
 

@@ -354,7 +354,7 @@ def run_process(case: Case, hang: int = HANG) -> Outcome:
             with contextlib.suppress(OSError, TypeError):
                 peak = status_of(str(process.pid), "VmHWM")
             if time.monotonic() - start > 2 * hang:
-                process.kill()
+                os.kill(process.pid, signal.SIGKILL)  # process.kill() would reap it before wait4 does
                 died = "hang: it had to be killed"
             time.sleep(0.002)
         _, status, usage = done

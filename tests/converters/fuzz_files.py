@@ -117,20 +117,6 @@ def leaves(thing: object, depth: int = 0) -> object:
     return None
 
 
-TORCH_DTYPES = [
-    "float64",
-    "float32",
-    "float16",
-    "bfloat16",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint8",
-    "bool",
-]
-
-
 def torch_dtypes() -> dict:
     """dtype word -> torch's dtype"""
     import torch
