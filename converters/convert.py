@@ -26,7 +26,8 @@ from converters.containers.torch_zip import check_crc as check_zip_crc
 from converters.errors import ConversionError, printable
 from converters.layouts import FAMILIES, NO_MAP, Family
 from converters.layouts.base import Layout
-from converters.stream import Entries, Progress, cast, combine, content_hash, names_of, same_bits
+from converters.output import Progress
+from converters.stream import Entries, cast, combine, content_hash, names_of, same_bits
 
 DTYPE_WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 

@@ -2,24 +2,14 @@
 """What flows from a published file to a target: tensors that are not read yet, in parts, hashed as they pass.
 
 A reader returns name -> `TensorEntry`; nothing but headers is read until an entry is asked for its data.
-A writer takes entries and an `Output`, which hashes what passes and appears under its name when complete.
 dtype words are those of the safetensors format (F32, BF16 ...).
 """
 
-import contextlib
-import ctypes
-import fcntl
-import glob
 import hashlib
 import json
 import mmap
-import os
-import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,8 +35,6 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 PART = 1 << 24  # bytes that are in flight at once
 BLOCK = 1 << 18  # elements that are converted at once: what fits a processor's cache is twice as fast
 MAX_JSON = 1 << 25  # bytes of a configuration or an index; one of 200,000 tensors takes as much
-WRITEBACK = 1 << 26  # bytes after which the disk is told to begin
-SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # of Linux
 AGAIN = "the file is damaged or not completely downloaded: fetch it again"
 
 
@@ -95,11 +83,6 @@ class TensorEntry:
 
 
 Entries = Mapping[str, TensorEntry]
-Progress = Callable[[int], None]  # bytes written since the last call
-
-
-def silent(count: int) -> None:
-    """Progress that nobody watches."""
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -258,169 +241,3 @@ def combine(entries: Entries, digests: Mapping[str, bytes]) -> str:
         line = json.dumps([name, entries[name].dtype, list(entries[name].shape), digests[name].hex()])
         total.update(line.encode() + b"\n")
     return total.hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------- writing
-
-
-class Output:
-    """A file that is being written: plain bytes by `write`, tensors by `tensor`, which hashes while it writes."""
-
-    def __init__(self, file, progress: Progress = silent):
-        self.file, self.progress = file, progress
-        self.digests: dict[str, bytes] = {}
-        self.begun = 0  # bytes whose way to the disk has begun
-        self.hasher = ThreadPoolExecutor(2)  # hashing leaves the interpreter, as writing does: side by side
-
-    def write(self, data: bytes | memoryview) -> None:
-        self.file.write(data)
-
-    def tensor(
-        self,
-        name: str,
-        entry: TensorEntry,
-        also: Callable[[memoryview], None] | None = None,
-        write: Callable[[memoryview], None] | None = None,
-    ) -> None:
-        """Write the tensor's bytes part by part.
-
-        `also` sees every part (a checksum); `write` writes it in our place (with headers in between).
-        """
-        digest, hashed = hashlib.sha256(), []
-        for part in entry.parts():
-            if hashed:
-                self._finish(hashed, entry)
-            hashed = [self.hasher.submit(watch, part) for watch in (digest.update, also) if watch]
-            (write or self.file.write)(part)
-            self._start_writeback()
-            self.progress(len(part))
-        if hashed:
-            self._finish(hashed, entry)
-        self.digests[name] = digest.digest()
-
-    def _start_writeback(self) -> None:
-        """Let the disk begin with what is there, while the next part is read and hashed; fsync has less to wait for."""
-        end = self.file.tell()
-        if end - self.begun >= WRITEBACK and SYNC_FILE_RANGE is not None:
-            self.file.flush()
-            SYNC_FILE_RANGE(
-                self.file.fileno(), ctypes.c_int64(self.begun), ctypes.c_int64(end - self.begun), 2
-            )
-            self.begun = end
-
-    @staticmethod
-    def _finish(hashed: list[Future], entry: TensorEntry) -> None:
-        """Wait for the hash (and checksum) of a part, then give its pages back: a tensor may be large."""
-        for watcher in hashed:
-            watcher.result()
-        if entry.release:
-            entry.release()
-
-
-@contextlib.contextmanager
-def writing(path: Path, progress: Progress = silent, sync: bool = True) -> Iterator[Output]:
-    """Open an `Output` that takes the place of `path` on success, and leaves nothing behind on failure.
-
-    The file has no name while it grows (where the file system can do that), so that not even a killed process
-    leaves a part of it; until the last step an existing `path` is untouched. sync: False in a folder that is
-    itself unfinished, and synchronised as a whole.
-    """
-    temporary = Path(tempfile.mktemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        handle, named = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), False
-    except (OSError, AttributeError):
-        handle, named = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666), True
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            output = Output(file, progress)
-            try:
-                yield output
-            finally:
-                output.hasher.shutdown()
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-            if not named:
-                # With a folder to start from, linkat follows the link; the path is absolute, so any will do.
-                os.link(
-                    f"/proc/self/fd/{file.fileno()}",
-                    temporary,
-                    src_dir_fd=file.fileno(),
-                    follow_symlinks=True,
-                )
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if sync:
-        synchronise(path.parent)
-
-
-@contextlib.contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the name `path` on success; nothing is left behind on failure.
-
-    An older folder of that name stays whole until then. What a killed process left beside `path` is removed by
-    the next call.
-    """
-    prefix = f".{path.name}.unfinished-"
-    for stale in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
-        if re.fullmatch(r"[a-z0-9_]{8}", stale.name[len(prefix) : -len(".tmp")]):
-            with contextlib.suppress(OSError):
-                _remove_unless_locked(stale)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
-    lock = os.open(temporary, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
-        yield temporary
-        for file in temporary.iterdir():  # at the end, so that the disk works while further files are written
-            synchronise(file)
-        synchronise(temporary)
-        if path.is_dir():
-            _exchange(temporary, path)
-        else:
-            os.rename(temporary, path)
-    finally:
-        if temporary.is_symlink():  # `path` was a link to a folder, which stays as it is
-            temporary.unlink()
-        shutil.rmtree(temporary, ignore_errors=True)  # the unfinished or the older folder
-        os.close(lock)
-    synchronise(path.parent)
-
-
-def _exchange(a: Path, b: Path) -> None:
-    """Swap two folders, in one step where the system can do that, so that `b` always exists."""
-    at_here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename and rename(at_here, os.fsencode(a), at_here, os.fsencode(b), exchange) == 0:
-        return
-    aside = a.with_name(f"{a.name}.old")
-    os.rename(b, aside)
-    os.rename(a, b)
-    os.rename(aside, a)
-
-
-def _remove_unless_locked(folder: Path) -> None:
-    """Remove a leftover folder, unless a living process is filling it."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder)
-    finally:
-        os.close(lock)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def synchronise(path: Path) -> None:
-    """Make the contents of a file, or the renames in a folder, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

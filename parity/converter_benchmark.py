@@ -5,13 +5,16 @@ Checkpoints with the names and shapes of the published ones, filled with seeded 
 converted, each time in a fresh process, with the file in the page cache before and an fsync at the end. Every
 run is followed by a `cp` (and fsync) of what it wrote: throughput is that of the conversion over that of this
 cp, so that a disk whose speed drifts does not decide. A row that is a cp itself tells how far ratios can be
-trusted. Memory is what a process takes above its state after imports. Never a test.
+trusted. Before every run, free memory is touched: a virtual machine may have given it back to its host, and
+writing to the page cache then takes up to four times as long. Memory is what a process takes above its state
+after imports. Never a test.
 """
 
 import argparse
 import contextlib
 import importlib.metadata
 import json
+import mmap
 import os
 import platform
 import re
@@ -40,7 +43,8 @@ from converters.convert import convert
 from converters.errors import ConversionError
 from converters.layouts import FAMILIES
 from converters.layouts.base import Config, Layout
-from converters.stream import Entries, TensorEntry, synchronise, writing
+from converters.output import synchronise, writing
+from converters.stream import Entries, TensorEntry
 from parity.harness.full import full_case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +53,7 @@ ALLOWANCE = 100e6  # bytes of memory that a conversion may take besides its larg
 SMALL = 100_000_000
 HEADS, WIDTHS = 16, (1152, 576, 288, 144, 48)  # published, and for smaller files
 SEED = 2024
+MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 WORKER = "from parity.converter_benchmark import serve; serve()"
 
 LATTE, T2V = "Latte-XL/2", "LatteT2V"
@@ -309,6 +314,13 @@ def warm(path: Path) -> None:
                 pass
 
 
+def touch_memory(size: int) -> None:
+    """Take that much free memory (or most of it) and let it go, so that the machine has it when a run needs it."""
+    count = min(size, _meminfo("MemFree") - 500_000_000)
+    if count > 0:
+        mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_POPULATE).close()
+
+
 def clear(path: Path) -> None:
     """Remove a former file or folder and wait for the disk, so that nobody pays for what was before."""
     if path.exists():
@@ -358,7 +370,7 @@ def measure(
     for source in dict.fromkeys(job.source for job in jobs):
         say(f"making {name} {source}, {_amount(net.nbytes)}")
         make(net, place / source)
-    if 3 * net.nbytes > (memory := _available()):
+    if 3 * net.nbytes > (memory := _meminfo("MemAvailable")):
         print(
             f"note: {_amount(memory)} of free memory do not cache source, target and copy: reads count, too"
         )
@@ -385,8 +397,10 @@ def measure(
 def _turn(job: Job, net: Net, place: Path) -> Run:
     """The conversion into a folder "out", then the cp of that folder. Both begin alike: the former of its kind
     removed, nothing left to write, the source in the page cache."""
-    if job.way == "naive" and 3 * net.nbytes > _available():
-        raise Absent(f"takes about {_amount(3 * net.nbytes)} of memory, {_amount(_available())} are free")
+    if job.way == "naive" and 3 * net.nbytes > _meminfo("MemAvailable"):
+        raise Absent(
+            f"takes about {_amount(3 * net.nbytes)} of memory, {_amount(_meminfo('MemAvailable'))} are free"
+        )
     clear(place / "out")
     (place / "out").mkdir()
     seconds, rss, anon = _timed(job.way, place / job.source, place / "out" / job.target, job.options)
@@ -421,6 +435,7 @@ def _timed(
                 process.stdin.flush()
             ready = _answer(process, log, way)
             peak = base = _anonymous(process.pid)
+            touch_memory(3 * _size(source))
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(b"go\n")
                 process.stdin.flush()
@@ -468,8 +483,9 @@ def _status(pid: int | str = "self") -> dict[str, int]:
     return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[-1] == "kB"}
 
 
-def _available() -> int:
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+def _meminfo(name: str) -> int:
+    """MemFree, MemAvailable ... in bytes."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     return 1024 * int(found[1])
 
 

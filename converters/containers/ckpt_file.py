@@ -20,8 +20,9 @@ What `mindspore/train/serialization.py` (2.10) adds to that, and this module fol
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -29,7 +30,8 @@ from pathlib import Path
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.stream import AGAIN, DTYPES, PART, Entries, Output, TensorEntry, map_file, names_of, releaser
+from converters.output import Output
+from converters.stream import AGAIN, DTYPES, PART, Entries, TensorEntry, map_file, names_of, releaser
 
 # MindSpore's name of a type -> dtype word
 TYPES = {
@@ -152,13 +154,7 @@ def write_ckpt(output: Output, entries: Entries, metadata: Mapping[str, str]) ->
     types = {word: name for name, word in TYPES.items()}
     if not entries:
         raise ConversionError("nothing to write", got="no tensors", expected="at least one in a .ckpt")
-    crc = 0
-
-    def put(data: bytes | memoryview) -> None:
-        nonlocal crc
-        crc = zlib.crc32(data, crc)
-        output.write(data)
-
+    output.start_crc()
     for name, entry in entries.items():
         if entry.shape == (0,):
             raise ConversionError(
@@ -171,35 +167,17 @@ def write_ckpt(output: Output, entries: Entries, metadata: Mapping[str, str]) ->
             raise ConversionError(
                 f"a .ckpt cannot hold a tensor named {name[:40]!r}", expected=f"text of 1 to {MAX_NAME} bytes"
             )
-        sink = _Slices(put, tag, types[entry.dtype], entry)
-        output.tensor(name, entry, write=sink.write)
-        assert sink.left == 0, (name, sink.left)
+        output.tensor(name, entry, SLICE, partial(_header, tag, types[entry.dtype], entry.shape))
+    crc = output.end_crc().result()
     output.write(CRC_MARK + crc.to_bytes(CRC_SIZE, "big"))
 
 
-class _Slices:
-    """Takes the bytes of one tensor and puts a header before every `SLICE` of them."""
-
-    def __init__(self, put: Callable[[bytes | memoryview], None], tag: bytes, type_: str, entry: TensorEntry):
-        self.put, self.left, self.room = put, entry.nbytes, 0
-        self.tag = _field(1, tag)
-        self.tensor = b"".join(b"\x08" + _number(n) for n in entry.shape) + _field(2, type_.encode())
-        if not self.left:
-            self.header()
-
-    def header(self) -> None:
-        self.room = min(self.left, SLICE)
-        tensor = self.tensor + b"\x1a" + _number(self.room)
-        value = self.tag + b"\x12" + _number(len(tensor) + self.room) + tensor
-        self.put(b"\x0a" + _number(len(value) + self.room) + value)
-
-    def write(self, part: memoryview) -> None:
-        while len(part):
-            if not self.room:
-                self.header()
-            now, part = part[: self.room], part[self.room :]
-            self.put(now)
-            self.left, self.room = self.left - len(now), self.room - len(now)
+def _header(tag: bytes, type_: str, shape: tuple[int, ...], count: int) -> bytes:
+    """What stands before `count` bytes of a tensor: it has such a header before every `SLICE` of them."""
+    tensor = b"".join(b"\x08" + _number(n) for n in shape) + _field(2, type_.encode())
+    tensor += b"\x1a" + _number(count)
+    value = _field(1, tag) + b"\x12" + _number(len(tensor) + count) + tensor
+    return b"\x0a" + _number(len(value) + count) + value
 
 
 def _number(number: int) -> bytes:

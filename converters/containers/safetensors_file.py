@@ -13,17 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.stream import (
-    AGAIN,
-    DTYPES,
-    Entries,
-    Output,
-    TensorEntry,
-    combine,
-    map_file,
-    parse_json,
-    releaser,
-)
+from converters.output import Output
+from converters.stream import AGAIN, DTYPES, Entries, TensorEntry, combine, map_file, parse_json, releaser
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 MAX_DIMS, MAX_COUNT = 32, 1 << 48  # numpy's limit; numbers in a tensor
@@ -125,5 +116,5 @@ def write_safetensors(output: Output, entries: Entries, metadata: Mapping[str, s
     for name in order:
         output.tensor(name, entries[name])
     if metadata:
-        output.file.seek(8 + text.index(f'"sha256":"{UNKNOWN}"'.encode()) + len('"sha256":"'))
-        output.write(combine(entries, output.digests).encode())
+        place = 8 + text.index(f'"sha256":"{UNKNOWN}"'.encode()) + len('"sha256":"')
+        output.patch(place, lambda: combine(entries, output.digests).encode())

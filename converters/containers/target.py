@@ -7,7 +7,6 @@ no place for some tensor, that tensor in a file of its own.
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,8 @@ from converters.containers.safetensors_file import write_safetensors
 from converters.containers.source import EXTRAS
 from converters.containers.torch_zip import write_torch_zip
 from converters.errors import ConversionError
-from converters.stream import Entries, Progress, combine, names_of, silent, writing, writing_folder
+from converters.output import Progress, silent, writing, writing_folder
+from converters.stream import Entries, combine, names_of
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -163,7 +163,7 @@ def _write_files(
         if surplus:
             write_safetensors(surplus, extras, {"of": digest})
         if alone:
-            config["_weights"] = {"bytes": output.file.seek(0, os.SEEK_END), "sha256": digest}
+            config["_weights"] = {"bytes": output.position, "sha256": digest}
         small.write(_text(config))
     if not extras:
         beside.unlink(missing_ok=True)

@@ -21,7 +21,8 @@ import numpy as np
 
 from converters.containers.torch_pickle import RESAVE, STORAGES, Reference, Storage, load_pickle
 from converters.errors import ConversionError
-from converters.stream import AGAIN, DTYPES, PART, Entries, Output, TensorEntry, map_file, releaser
+from converters.output import Output
+from converters.stream import AGAIN, DTYPES, PART, Entries, TensorEntry, map_file, releaser
 
 ROOT = "archive/"
 ALIGNMENT = 64
@@ -183,7 +184,7 @@ def write_torch_zip(
 
 
 class _Archive:
-    """A zip archive that grows entry by entry; a checksum goes into the header when its data has passed.
+    """A zip archive that grows entry by entry; checksums go into the headers in the end.
 
     torch puts checksum and size behind the data instead. It says so by an entry .format_version, from which it
     then computes where storages begin; without that entry it looks them up, which serves any zip file.
@@ -191,58 +192,47 @@ class _Archive:
 
     def __init__(self, output: Output):
         self.output = output
-        self.directory: list[bytes] = []
+        self.directory: list[Callable[[], bytes]] = []
 
     def add(self, name: str, data: bytes) -> None:
-        def fill() -> int:
-            self.output.write(data)
-            return zlib.crc32(data)
-
-        self._add(name, len(data), fill)
+        self._add(name, len(data), lambda: self.output.write(data))
 
     def add_tensor(self, name: str, tensor: str, entry: TensorEntry) -> None:
-        def fill() -> int:
-            crc = 0
+        self._add(name, entry.nbytes, lambda: self.output.tensor(tensor, entry))
 
-            def also(part: memoryview) -> None:
-                nonlocal crc
-                crc = zlib.crc32(part, crc)
-
-            self.output.tensor(tensor, entry, also)
-            return crc
-
-        self._add(name, entry.nbytes, fill)
-
-    def _add(self, name: str, size: int, fill: Callable[[], int]) -> None:
-        file, label = self.output.file, (ROOT + name).encode()
-        start = file.tell()
+    def _add(self, name: str, size: int, fill: Callable[[], None]) -> None:
+        output, label = self.output, (ROOT + name).encode()
+        start = output.position
         shown = ELSEWHERE if size >= ZIP64 else size
         extra = struct.pack("<HHQQ", 1, 16, size, size) if size >= ZIP64 else b""
         padding = -(start + 30 + len(label) + len(extra) + 4) % ALIGNMENT
         extra += struct.pack("<2sH", b"FB", padding) + bytes(padding)  # the field that torch pads with
         # version, flags, method, time, date, crc, size, size, lengths of name and extra
         fields = [45, 0, 0, 0, DATE, 0, shown, shown, len(label), len(extra)]
-        self.output.write(struct.pack("<4s5H3I2H", b"PK\x03\x04", *fields) + label + extra)
-        first = file.tell()
-        fields[5] = fill()
-        end = file.tell()
-        assert end - first == size, (name, end - first, size)
-        file.seek(start + 14)
-        self.output.write(struct.pack("<I", fields[5]))
-        file.seek(end)
+        output.write(struct.pack("<4s5H3I2H", b"PK\x03\x04", *fields) + label + extra)
+        first = output.position
+        output.start_crc()
+        fill()
+        crc = output.end_crc()
+        assert output.position - first == size, (name, output.position - first, size)
+        output.patch(start + 14, lambda: struct.pack("<I", crc.result()))
 
-        wide = b"".join(struct.pack("<Q", number) for number in (size, size, start) if number >= ZIP64)
-        extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
-        fields[-1] = len(extra)
-        place = ELSEWHERE if start >= ZIP64 else start
-        # made by, (the fields above), lengths of comment, disk, attributes, place
-        self.directory.append(
-            struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 45, *fields, 0, 0, 0, 0, place) + label + extra
-        )
+        def listed() -> bytes:
+            """The entry of the directory."""
+            wide = b"".join(struct.pack("<Q", number) for number in (size, size, start) if number >= ZIP64)
+            extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
+            place = ELSEWHERE if start >= ZIP64 else start
+            numbers = [*fields[:5], crc.result(), *fields[6:-1], len(extra)]
+            # made by, (the fields above), lengths of comment, disk, attributes, place
+            packed = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 45, *numbers, 0, 0, 0, 0, place)
+            return packed + label + extra
+
+        self.directory.append(listed)
 
     def close(self) -> None:
         """The directory, and where it lies: always in 64 bits, as torch does, and in 32 bits where that fits."""
-        start, count, directory = self.output.file.tell(), len(self.directory), b"".join(self.directory)
+        start, count = self.output.position, len(self.directory)
+        directory = b"".join(listed() for listed in self.directory)
         size, end = len(directory), start + len(directory)
         few, short = min(count, 0xFFFF), ELSEWHERE if max(size, start) >= ZIP64 else size
         place = ELSEWHERE if max(size, start) >= ZIP64 else start

@@ -19,7 +19,8 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from converters.containers import ckpt_file
 from converters.containers.ckpt_file import START, check_crc, is_ckpt, read_ckpt, read_texts, write_ckpt
 from converters.errors import ConversionError
-from converters.stream import DTYPES, TensorEntry, cast, combine, content_hash, writing
+from converters.output import writing
+from converters.stream import DTYPES, TensorEntry, cast, combine, content_hash
 
 ROOT = Path(__file__).parents[2]
 MS_TYPES = {
@@ -216,7 +217,7 @@ def test_memory_stays_at_one_part(tmp_path):
 import sys; from pathlib import Path; import numpy as np
 sys.modules["mindspore"] = sys.modules["google.protobuf"] = None
 from converters.containers import ckpt_file
-from converters.stream import writing
+from converters.output import writing
 def peak(): return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 one, two = Path(sys.argv[1]), Path(sys.argv[2])
 np.ones(4); start = peak()

@@ -19,7 +19,8 @@ from converters.errors import printable
 from converters.inspect_checkpoint import main as inspect
 from converters.latte_converter import main
 from converters.layouts.base import coerce
-from converters.stream import MAX_JSON, writing_folder
+from converters.output import writing_folder
+from converters.stream import MAX_JSON
 from tests.converters import fuzz
 from tests.converters.fuzz_cases import (
     COMMANDS,

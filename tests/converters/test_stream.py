@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers and writers against torch and safetensors themselves, and against damaged or hostile files."""
 
+import errno
+import fcntl
+import hashlib
 import json
+import mmap
 import os
 import signal
 import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +21,17 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from converters import output
 from converters.containers.safetensors_file import read_safetensors
 from converters.containers.source import open_source
 from converters.containers.target import save_file
 from converters.containers.torch_zip import read_torch_zip
 from converters.errors import ConversionError
-from converters.stream import TensorEntry, cast, content_hash, writing_folder
+from converters.output import writing, writing_folder
+from converters.stream import TensorEntry, cast, content_hash
 
 ROOT = Path(__file__).parents[2]
+REAL_PWRITE = os.pwrite
 BF16_BITS = np.array([0x0000, 0x8000, 0x3F80, 0xC049, 0x0001, 0x7F7F, 0x7F80, 0xFF80, 0x7FC0], np.uint16)
 
 
@@ -251,6 +259,60 @@ def test_a_file_system_without_nameless_files(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 5 * 4096, 9 * 4096 + 1])
+@pytest.mark.parametrize("disk", ["usual", "refuses direct writing", "writes a little at a time"])
+def test_blocks_of_a_file(tmp_path, monkeypatch, disk, size):
+    """More bytes than all blocks together hold, with a patch; hashes, checksum and progress are those of the bytes."""
+    monkeypatch.setattr(output, "BLOCK", 4096)
+    pwrite, seen = os.pwrite, []
+
+    def strange(handle: int, data: memoryview, position: int) -> int:
+        direct = bool(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT)
+        seen.append(direct)
+        if direct and disk == "refuses direct writing":
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return pwrite(handle, data if direct or disk == "usual" else data[:100], position)
+
+    monkeypatch.setattr(os, "pwrite", strange)
+    values = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    passed = []
+    with writing(tmp_path / "x", passed.append) as out:
+        out.write(b"head")
+        out.start_crc()
+        out.tensor("w", entry(values, "U8"))
+        crc = out.end_crc()
+        out.write(b"tail")
+        assert out.position == size + 8
+        out.patch(2, lambda: b"AD")
+    assert (tmp_path / "x").read_bytes() == b"heAD" + values.tobytes() + b"tail"
+    assert out.digests == {"w": hashlib.sha256(values).digest()} and crc.result() == zlib.crc32(values)
+    assert sum(passed) == size + 8
+    full = (size + 8) // 4096
+    if takes_direct_blocks(tmp_path):
+        assert sum(seen) == (full if disk != "refuses direct writing" else min(full, 1))
+
+
+def takes_direct_blocks(folder: Path) -> bool:
+    """Not every file system does, and not all in blocks of 4096 bytes."""
+    try:
+        handle = os.open(folder / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
+        return REAL_PWRITE(handle, mmap.mmap(-1, 4096), 0) == 4096
+    except OSError:
+        return False
+
+
+def test_an_error_of_the_disk_reaches_the_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "BLOCK", 4096)
+
+    def full(handle: int, data: memoryview, position: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        save_file(tmp_path / "x.safetensors", {"a": entry(np.ones(1 << 16, np.float32))}, {})
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "net"
     for content in ("first", "second"):
@@ -267,7 +329,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_what_a_killed_process_left_of_a_folder_is_removed_by_the_next(tmp_path):
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from converters.stream import writing_folder\n"
+        "from converters.output import writing_folder\n"
         "with writing_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'x').touch(); os.kill(os.getpid(), 9)\n"
     )
