@@ -142,9 +142,8 @@ class Output:
     def _block(self) -> np.ndarray:
         """The present block, free to be filled."""
         if self._turn == len(self.blocks):
-            self.blocks.append(
-                np.frombuffer(mmap.mmap(-1, BLOCK), np.uint8)
-            )  # begins at a page, as `DIRECT` asks
+            private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # and at the begin of a page, as `DIRECT` asks
+            self.blocks.append(np.frombuffer(mmap.mmap(-1, BLOCK, private), np.uint8))
             self.busy.append([])
         if not self.filled:
             _wait(self.busy[self._turn])

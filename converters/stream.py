@@ -34,6 +34,7 @@ DTYPES = {
 FLOATING = ("F64", "F32", "F16", "BF16")
 PART = 1 << 24  # bytes that are in flight at once
 BLOCK = 1 << 18  # elements that are converted at once: what fits a processor's cache is twice as fast
+AROUND = 1 << 21  # bytes that a page fault maps at most: a large page
 MAX_JSON = 1 << 25  # bytes of a configuration or an index; one of 200,000 tensors takes as much
 AGAIN = "the file is damaged or not completely downloaded: fetch it again"
 
@@ -106,8 +107,8 @@ def releaser(data: np.ndarray) -> Callable[[], None]:
         if not isinstance(base, mmap.mmap) or not data.size:
             return
         start = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-        # A page fault maps the 64 KB around it: what lies before may have come back with our first page.
-        first = max(start - start % mmap.PAGESIZE - (1 << 16), 0)
+        # A page fault maps what lies around it, too: what lies before may have come back with our first page.
+        first = max(start - start % mmap.PAGESIZE - AROUND, 0)
         base.madvise(mmap.MADV_DONTNEED, first, start + data.nbytes - first)
 
     return release

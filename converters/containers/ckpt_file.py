@@ -248,8 +248,8 @@ def _values(path: Path, data: np.ndarray) -> Iterator[_Value]:
     for count, (_, _, first, last) in enumerate(wire.fields(0, end, {1: BYTES})):
         if count == MAX_VALUES:
             raise ConversionError(f"{path} holds too much", expected=f"at most {MAX_VALUES} values")
-        if count % 128 == 127:
-            release()  # the system maps 64 KB around each header
+        if count % 16 == 15:
+            release()  # the system maps up to `AROUND` bytes with each header
         yield wire.value(first, last)
     release()
 
