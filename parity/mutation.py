@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from parity.harness.behaviour import run_gradients
 from parity.harness.case import collect
 from parity.harness.gates import CaseResult
-from parity.harness.mutants import MUTANTS, Mutant
 from parity.harness.runner import Session, run_case
+from parity.mutants import MUTANTS, Mutant
 
 DTYPES = ("fp32", "fp16", "bf16")
 

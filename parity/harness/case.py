@@ -23,7 +23,8 @@ class Case:
     net: "Latte" or "LatteT2V" for whole networks, "" for parts. keep: parameters that stay as constructed.
     islands: policy of `Precision`. dtypes: where the case makes sense, () for everywhere. taps: "all", or "stages"
     (depth-one modules only, streamed: for nets of full size). weights: path of a checkpoint instead of seeded
-    numbers. parts: constructor arguments that are themselves built, name -> (target, init).
+    numbers. parts: constructor arguments that are themselves built, name -> (target, init). probe: the constant or
+    convention that the inputs amplify (gate G3 instead of G2), "" for ordinary inputs.
     """
 
     target: str
@@ -40,6 +41,7 @@ class Case:
     seed: int = 0
     weights: str = ""
     parts: dict[str, tuple] = field(default_factory=dict)
+    probe: str = ""
     file: str = ""
 
     @property

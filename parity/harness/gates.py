@@ -4,7 +4,8 @@
 Notation: t truth (reference in float64), r control (reference in the tested dtype), c candidate (the port).
 e(x) = |x - t| / |t| (relative L2), m(x) = max|x - t| / rms(t), rho = e(c) / max(e(r), floor).
 
-Gates: G0 contract (exact), G1 semantics (port and reference both in float64), G2 numerics (ratio rule per dtype).
+Gates: G0 contract (exact), G1 semantics (port and reference both in float64), G2 numerics (ratio rule per dtype),
+G3 probes (the rule of G2 on inputs that amplify one constant), G5 behaviour (gradients).
 The numbers stand in LIMITS, SEMANTIC and `end_limit`; messages are built from them.
 """
 
@@ -122,6 +123,7 @@ class CaseResult:
     notes: list[str] = field(default_factory=list)
     sources: dict[str, tuple[str, str]] = field(default_factory=dict)
     worst: list[str] = field(default_factory=list)
+    diagnosis: list[str] = field(default_factory=list)
     net: str = ""
     reproduce: str = ""
 

@@ -52,7 +52,7 @@ class MindSporeSide(Side):
         return Precision(compute, islands, rounding)
 
     def begin(self, form, mutant):
-        from parity.harness.mutants import MUTANTS
+        from parity.mutants import MUTANTS
 
         stack = contextlib.ExitStack()
         self.undo.append(stack.close)

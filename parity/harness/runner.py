@@ -54,14 +54,14 @@ class Session:
 
 
 def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: str = "") -> CaseResult:
-    """Judge one case. dtype "fp64" is gate G1 (always on the CPU), the others G2 on the session's device.
+    """Judge one case. dtype "fp64" is gate G1 (always on the CPU), the others G2 (probes: G3) on the device.
 
     A case that a framework cannot build or run fails its check "runs". Raises WorkerError if a worker cannot start.
     """
     began = time.perf_counter()
     device = "CPU" if dtype == "fp64" else session.device
     form = form or device
-    gate = "G1" if dtype == "fp64" else "G2"
+    gate = "G1" if dtype == "fp64" else "G3" if case.probe else "G2"
     result = CaseResult(case.id, gate, dtype, form, net=case.net)
     truth, control, port = workers_of(session, dtype)
     workers = list(dict.fromkeys((truth, control, port)))

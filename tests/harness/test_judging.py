@@ -9,8 +9,8 @@ import pytest
 from parity.harness import report
 from parity.harness.case import Case, collect
 from parity.harness.inputs import normal
-from parity.harness.mutants import MUTANTS
 from parity.harness.runner import Session, run_case
+from parity.mutants import MUTANTS
 from parity.mutation import DTYPES, Cell, run_mutant, verdict
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
