@@ -39,6 +39,12 @@ def pytest_addoption(parser):
     group.addoption(
         "--size", default="thin", help="tiny, thin (default: tiny and full-depth thin nets) or full"
     )
+    group.addoption(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="frames of a full-size net or of --checkpoint (default: its own)",
+    )
     group.addoption("--quick", action="store_true", help="gates G0 and G1 on tiny nets only")
     group.addoption(
         "--checkpoint", default="", metavar="FILE", help="judge the whole net with the weights of a file"
@@ -87,6 +93,10 @@ def _check_options(option):
         given["model"] = option.model
         if given[one] and given[other]:
             raise pytest.UsageError(f"--{one} and --{other} exclude each other")
+    if option.frames is not None and not (option.size == "full" or option.checkpoint):
+        raise pytest.UsageError("--frames needs --size full or --checkpoint: small nets have fixed inputs")
+    if option.frames is not None and option.frames < 1:
+        raise pytest.UsageError(f"--frames {option.frames}: expected 1 or more")
     if option.set and not option.checkpoint:
         raise pytest.UsageError("--set completes the configuration of a --checkpoint; none is given")
     if option.checkpoint and not Path(option.checkpoint).exists():
@@ -207,7 +217,7 @@ def _selected(option):
         from parity.harness.full import full_case
 
         try:
-            return [full_case(option.model or "Latte-XL/2")]
+            return [full_case(option.model or "Latte-XL/2", option.frames)]
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
     sizes = ("tiny",) if option.quick or option.size == "tiny" else ("tiny", "thin")
@@ -232,7 +242,7 @@ def _file_case(option):
     case = Case(
         checkpoint.model,
         checkpoint.config,
-        inputs_for(checkpoint.model, checkpoint.config),
+        inputs_for(checkpoint.model, checkpoint.config, option.frames),
         "file",
         net=checkpoint.model,
         size="full" if large else "tiny",
@@ -300,6 +310,7 @@ def _command(option, node):
     for flag in ("checkpoint", "layout", "model"):
         words += [f"--{flag}", getattr(option, flag)] if getattr(option, flag) else []
     words += ["--size", "full"] if option.size == "full" else []
+    words += ["--frames", str(option.frames)] if option.frames else []
     for pair in option.set:
         words += ["--set", pair]
     return shlex.join(words)

@@ -39,13 +39,16 @@ T2V = dict(
 )
 
 
-def full_case(model: str) -> Case:
+def full_case(model: str, frames: int | None = None) -> Case:
     """A preset at its real width, depth and latent size, with seeded weights, compared at its stages.
 
-    model: "Latte-XL/2" ... "Latte-S/8", or "LatteT2V". Raises ValueError for another name.
+    model: "Latte-XL/2" ... "Latte-S/8", or "LatteT2V". frames: fewer (or more) than the preset's, to save time and
+    memory. Raises ValueError for another name.
     """
     if model == "LatteT2V":
-        case = Case("LatteT2V", T2V, inputs_for(model, T2V), "full", net=model, size="full", taps="stages")
+        case = Case(
+            "LatteT2V", T2V, inputs_for(model, T2V, frames), "full", net=model, size="full", taps="stages"
+        )
         return _filed(case, "models.latte_t2v")
     name = model.removeprefix("Latte-")
     size, _, patch = name.partition("/")
@@ -64,7 +67,7 @@ def full_case(model: str) -> Case:
     case = Case(
         "Latte",
         init,
-        inputs_for("Latte", init),
+        inputs_for("Latte", init, frames),
         f"{size}-{patch}-full",
         net="Latte",
         size="full",
@@ -73,12 +76,12 @@ def full_case(model: str) -> Case:
     return _filed(case, "models.latte")
 
 
-def inputs_for(model: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Inputs of one sample (small nets: two) that fit a configuration."""
+def inputs_for(model: str, config: dict[str, Any], frames: int | None = None) -> dict[str, Any]:
+    """Inputs of one sample (small nets: two) that fit a configuration; frames: None for those of the configuration."""
     if model == "Latte":
         height, width = _pair(config.get("input_size", 32))
         N = 2 if config.get("hidden_size", 1152) < 256 else 1
-        shape = (N, config.get("num_frames", 16), config.get("in_channels", 4), height, width)
+        shape = (N, frames or config.get("num_frames", 16), config.get("in_channels", 4), height, width)
         inputs = dict(x=normal(*shape), t=array([977, 3][:N]))
         if config.get("condition") == "class":
             null = config["num_classes"] - (0 if config.get("class_dropout_prob", 0.1) > 0 else 1)
@@ -89,7 +92,7 @@ def inputs_for(model: str, config: dict[str, Any]) -> dict[str, Any]:
     height, width = _pair(config["sample_size"])
     N = 2 if config["cross_attention_dim"] < 256 else 1
     return dict(
-        hidden_states=normal(N, config["in_channels"], config["video_length"], height, width),
+        hidden_states=normal(N, config["in_channels"], frames or config["video_length"], height, width),
         timestep=array([977, 3][:N]),
         encoder_hidden_states=normal(N, 120 if N == 1 else 7, config["caption_channels"]),
         encoder_attention_mask=lengths(120 if N == 1 else 7, [4, 7][:N]),

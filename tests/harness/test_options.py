@@ -42,6 +42,8 @@ def parity(*words, cwd=ROOT):
         (["--checkpoint", GOLDEN / "latte_class.pt"], "--set num_heads="),
         (["--quick", "--size", "full"], "exclude each other"),
         (["--set", "num_heads=2"], "none is given"),
+        (["--frames", "3"], "--frames needs --size full"),
+        (["--frames", "0", "--size", "full"], "expected 1 or more"),
     ],
     ids=lambda value: " ".join(map(str, value))[-40:] if isinstance(value, list) else "",
 )
