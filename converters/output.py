@@ -64,6 +64,7 @@ class Output:
         return {name: one.result() for name, one in self.hashes.items()}
 
     def write(self, data: bytes | memoryview) -> None:
+        """Plain bytes."""
         self._take(data, [])
 
     def tensor(
@@ -77,6 +78,7 @@ class Output:
         digest, left, room = hashlib.sha256(), entry.nbytes, 0
         for part in entry.parts():
             while len(part):
+                assert left, f"{name}: more than {entry.nbytes} bytes"
                 if not room:
                     room = min(left, every or left)
                     self.write(header(room))

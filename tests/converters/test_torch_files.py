@@ -876,3 +876,9 @@ def test_an_entry_that_gives_other_bytes_than_it_says_is_not_written(tmp_path):
     short = TensorEntry("F32", (4,), lambda: np.ones(4, np.float32), convert=lambda part: part[:3])
     with pytest.raises(AssertionError, match="w: 4 of 16 bytes are missing"):
         written(tmp_path / "b.pt", {"w": short})
+    long = TensorEntry(
+        "F32", (4,), lambda: np.ones(4, np.float32), convert=lambda part: np.append(part, part)
+    )
+    with pytest.raises(AssertionError, match="w: more than 16 bytes"):
+        written(tmp_path / "b.pt", {"w": long})
+    assert not (tmp_path / "b.pt").exists()
