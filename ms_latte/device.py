@@ -7,6 +7,7 @@ the code depends on it.
 """
 
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ BY_DEVICE = {
         "patch_conv": "unfold",
         "heads": "gather",
         "spread": "gather",
+        "attention": "composed",
     },
     "Ascend": {
         "linear": "dense",
@@ -31,6 +33,7 @@ BY_DEVICE = {
         "patch_conv": "native",
         "heads": "transpose",
         "spread": "broadcast",
+        "attention": "kernel",
     },
 }
 
@@ -147,6 +150,36 @@ def _force_ascend_precision(ms):
     if wrong or settings["deterministic"] != "ON":
         raise DeviceError(f"precision settings read back as {settings}, asked for {wanted} and determinism")
     return settings
+
+
+def platform(device_target):
+    """What measured arithmetic depends on besides MindSpore: {"soc": chip, "cann": version or "none"}.
+
+    On the CPU the chip is the architecture and its widest vector unit, which choose the kernels. On Ascend it is the
+    name that MindSpore reads from the driver, and CANN's version stands in compiler/version.info below
+    ASCEND_HOME_PATH, where MindSpore itself looks for it; not yet run on the device.
+    """
+    import platform as host
+
+    if device_target == "CPU":
+        flags = _first_match("/proc/cpuinfo", r"^(?:flags|Features)\s*:\s*(.*)$").split()
+        widest = next((name for name in ("avx512f", "avx2", "sve", "asimd") if name in flags), "")
+        return {"soc": "-".join(filter(None, ("cpu", host.machine(), widest))), "cann": "none"}
+    from mindspore._c_expression import MSContext
+
+    home = os.environ.get("ASCEND_HOME_PATH", "")
+    cann = _first_match(os.path.join(home, "compiler", "version.info"), r"^[Vv]ersion=(\S+)$")
+    return {"soc": MSContext.get_instance().get_ascend_soc_version(), "cann": cann or "unknown"}
+
+
+def _first_match(path, pattern):
+    """Group 1 of the first match of a line pattern in a file; "" without one."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            found = re.search(pattern, file.read(), re.MULTILINE)
+    except OSError:
+        return ""
+    return found.group(1) if found else ""
 
 
 def require_selected():

@@ -5,10 +5,27 @@ import importlib
 import sys
 
 VERBS = {
+    "fingerprint": (
+        "parity.fingerprint",
+        "measure the device's effective precision, compare with what is stored",
+    ),
+    "audit": ("parity.audit", "check every operator the nets dispatch against MindSpore's own documentation"),
+    "other": (
+        "parity.api",
+        "judge a port that this project did not write: a torch module against a MindSpore cell",
+    ),
     "mutants": ("parity.mutation", "inject every catalogued port bug and show which gate kills it"),
+    "record": ("parity.record", "keep what the judge asks torch in a bundle, for a machine without torch"),
+    "compare": ("parity.compare", "judge the port by a bundle, on a machine without torch"),
+    "bisect": ("parity.bisection", "splice reference and port until the fault is cornered"),
+    "repro": ("parity.repro", "pack one layer, its inputs, weights and results into a file for a bug report"),
     "benchmark": (
         "parity.benchmark",
         "time MindSpore against torch in alternating processes, print ratios (benchmark converters: against cp)",
+    ),
+    "report": (
+        "parity.report",
+        "write the page and tables of a run again from its parity.json, e.g. in Chinese",
     ),
 }
 

@@ -5,21 +5,24 @@ pytest parity/ --device CPU                 every gate, tiny and thin nets
 pytest parity/ --device CPU --quick         G0 and G1 only, under 30 s
 pytest parity/ --device Ascend --dtype fp32,bf16
 pytest parity/ --device CPU --checkpoint models/skytimelapse.pt
+pytest parity/ --device CPU --lang zh       tables, messages and the page in Chinese
 """
 
 import json
+import os
 import shlex
 import shutil
 import tempfile
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from parity.harness import report
 from parity.harness.backends import WorkerError
-from parity.harness.case import SIZES, Case, collect
+from parity.harness.case import SIZES, collect
 from parity.harness.runner import HALF, Session, run_case
+from parity.harness.words import EN, LANGUAGES, Words
 
 DEVICES = ("CPU", "Ascend", "GPU")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -27,6 +30,7 @@ RESULTS = pytest.StashKey[list]()
 SESSION = pytest.StashKey[Session]()
 HEADER = pytest.StashKey[list]()
 CASES = pytest.StashKey[list]()
+WORDS = pytest.StashKey[Words]()
 
 
 def pytest_addoption(parser):
@@ -53,7 +57,15 @@ def pytest_addoption(parser):
         "--set", action="append", default=[], metavar="KEY=VALUE", help="configuration that the file lacks"
     )
     group.addoption("--layout", default="", help="layout of --checkpoint, where its names fit several")
-    group.addoption("--report", default="parity-report", metavar="DIR", help="where the report files go")
+    group.addoption(
+        "--report",
+        default="parity-report",
+        metavar="DIR",
+        help="where parity.html, .csv, .json, .md and junit.xml go (default: parity-report)",
+    )
+    group.addoption(
+        "--lang", default="en", help="language of tables, messages and the page: en (default) or zh"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,6 +77,7 @@ def pytest_configure(config):
         return
     config.stash[RESULTS] = []
     _check_options(option)
+    config.stash[WORDS] = Words(option.lang)
     config.stash[CASES] = _selected(option)
     session = Session(device=option.device)
     config.stash[SESSION] = session
@@ -86,6 +99,8 @@ def _check_options(option):
         raise pytest.UsageError(
             f"--dtype {option.dtype}: {', '.join(wrong)} unknown; expected {', '.join(DTYPES)}"
         )
+    if option.lang not in LANGUAGES:
+        raise pytest.UsageError(f"--lang {option.lang}: expected {' or '.join(LANGUAGES)}")
     if option.size not in SIZES:
         raise pytest.UsageError(f"--size {option.size}: expected one of {', '.join(SIZES)}")
     for one, other in (("quick", "size full"), ("checkpoint", "model"), ("checkpoint", "size full")):
@@ -114,16 +129,13 @@ def _header(option, session):
         raise pytest.UsageError(f"{str(error).strip()}{remedy}") from None
     settings = ", ".join(f"{k} {v}" for k, v in port.items() if k not in ("mindspore", "numpy", "device"))
     emulated = [dtype for dtype in option.dtype.split(",") if dtype in HALF]
+    versions = dict(device=port["device"], mindspore=port["mindspore"], torch=reference["torch"])
     lines = [
-        f"device {port['device']} · MindSpore {port['mindspore']} ({settings}) · torch {reference['torch']} CPU · "
-        f"numpy {reference['numpy']}",
-        "truth float64 torch · control torch in the tested dtype · seeds per parameter and input name, case seed 0",
+        EN("header.versions", settings=settings, numpy=reference["numpy"], **versions),
+        EN("header.rules"),
     ]
     if option.device == "CPU" and emulated:
-        lines.append(
-            f"{', '.join(emulated)}: emulated (inputs and weights rounded once, float32 accumulation, one rounding per "
-            "operation; MindSpore has no bf16 kernels on the CPU)"
-        )
+        lines.append(EN("header.emulated", dtypes=", ".join(emulated)))
     if option.checkpoint:
         lines.append(_weights_line(option))
     return lines
@@ -135,10 +147,36 @@ def _weights_line(option):
 
     checkpoint = _opened(option)
     digest = content_hash({**checkpoint.tensors.entries, **checkpoint.extras})
-    return (
-        f"weights {option.checkpoint} · {checkpoint.layout} of {checkpoint.model} · {len(checkpoint.tensors)} "
-        f"tensors · content sha256 {digest}"
-    )
+    about = dict(path=option.checkpoint, layout=checkpoint.layout, model=checkpoint.model)
+    return EN("header.weights", count=len(checkpoint.tensors), digest=digest, **about)
+
+
+def _not_run(terminalreporter, option):
+    """What this run leaves out, and why: skipped is not passed."""
+    left = []
+    if option.quick:
+        left += [EN("not_run.quick"), EN("not_run.thin_quick")]
+    elif option.size == "full":
+        left.append(EN("not_run.full"))
+    elif option.size == "tiny" and not option.checkpoint:
+        left.append(EN("not_run.size"))
+    absent = [dtype for dtype in DTYPES if dtype not in option.dtype.split(",")]
+    if absent and not option.quick:
+        left.append(EN("not_run.dtypes", dtypes=", ".join(absent)))
+    if option.model and option.size != "full":
+        left.append(EN("not_run.model", model=option.model))
+    if option.checkpoint:
+        left.append(EN("not_run.checkpoint"))
+    left.append(EN("not_run.device", device=option.device))
+    deselected = len(terminalreporter.stats.get("deselected", []))
+    if deselected:
+        left.append(EN("not_run.deselected", count=deselected))
+    reasons = Counter(_skip_reason(item) for item in terminalreporter.stats.get("skipped", []))
+    return left + [EN("not_run.skipped", count=n, reason=reason) for reason, n in reasons.items()]
+
+
+def _skip_reason(item):
+    return str(item.longrepr[2] if isinstance(item.longrepr, tuple) else item.longrepr)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -162,7 +200,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_report_header(config):
-    return config.stash.get(HEADER, None)
+    header, w = config.stash.get(HEADER, None), config.stash.get(WORDS, EN)
+    return header and [w.translate(line) for line in header]
 
 
 def pytest_generate_tests(metafunc):
@@ -234,21 +273,13 @@ def _selected(option):
 
 def _file_case(option):
     """The whole net of a checkpoint, on inputs that fit its configuration."""
-    from parity.harness.full import inputs_for
+    from converters import ConversionError
+    from parity.harness.full import file_case
 
-    checkpoint = _opened(option)
-    file = {"Latte": "models.latte", "LatteT2V": "models.latte_t2v"}[checkpoint.model]
-    large = sum(int(np_size) for np_size in _sizes(checkpoint)) > 100e6
-    case = Case(
-        checkpoint.model,
-        checkpoint.config,
-        inputs_for(checkpoint.model, checkpoint.config, option.frames),
-        "file",
-        net=checkpoint.model,
-        size="full" if large else "tiny",
-        taps="stages" if large else "all",
-    )
-    return replace(case, file=file, weights=str(Path(option.checkpoint).resolve()))
+    try:
+        return file_case(option.checkpoint, option.layout or None, _overrides(option.set), option.frames)
+    except ConversionError as error:
+        raise pytest.UsageError(f"--checkpoint {option.checkpoint}: {error}") from None
 
 
 def _opened(option):
@@ -259,12 +290,6 @@ def _opened(option):
         return load(option.checkpoint, layout=option.layout or None, overrides=_overrides(option.set))
     except ConversionError as error:
         raise pytest.UsageError(f"--checkpoint {option.checkpoint}: {error}") from None
-
-
-def _sizes(checkpoint):
-    from math import prod
-
-    return [prod(shape) for shape in checkpoint.tensors.shapes.values()]
 
 
 def _overrides(pairs):
@@ -299,7 +324,8 @@ def judge(request, parity_case, dtype, form, record_property):
         for name, value in _properties(result).items():
             record_property(name, value)
         if not result.passed:
-            pytest.fail("\n".join(report.failure(result)), pytrace=False)
+            page = str(Path(option.report) / "parity.html")
+            pytest.fail("\n".join(report.failure(result, request.config.stash[WORDS], page)), pytrace=False)
 
     return run
 
@@ -328,18 +354,27 @@ def pytest_terminal_summary(terminalreporter, config):
     results = config.stash.get(RESULTS, [])
     if not results:
         return
+    option, header, w = config.option, config.stash[HEADER], config.stash.get(WORDS, EN)
     terminalreporter.section("parity")
-    notes = [f"{result.case} {result.dtype}: {note}" for result in results for note in result.notes]
+    not_run = _not_run(terminalreporter, option)
     lines = [
-        *config.stash[HEADER],
-        *notes,
-        report.contract_line(results),
-        *report.summary(results, config.option.verbose > 0),
+        *map(w.translate, header),
+        w("line.not_run", what="; ".join(map(w.translate, not_run))),
+        *(
+            w("row.note", case=result.case, dtype=result.dtype, note=w.translate(note))
+            for result in results
+            for note in result.notes
+        ),
+        report.contract_line(results, w),
+        *report.summary(results, option.verbose > 0, w),
     ]
     for line in lines:
         terminalreporter.write_line(line, red=line.startswith(">"))
-    paths = report.write(results, config.stash[HEADER], Path(config.option.report))
-    terminalreporter.write_line(f"report: {', '.join(map(str, [*paths, config.option.xmlpath]))}")
+    if os.environ.get("GITHUB_ACTIONS"):
+        for line in report.annotations(results, w):
+            terminalreporter.write_line(line)
+    paths = report.write(results, header, Path(option.report), w, not_run)
+    terminalreporter.write_line(w("line.report", paths=", ".join(map(str, [*paths, option.xmlpath]))))
 
 
 def pytest_sessionfinish(session):

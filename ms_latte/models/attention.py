@@ -5,13 +5,23 @@ Sources: Vchitect/Latte `models/latte.py` Attention (mode "math"; its flash and 
 diffusers `models/attention_processor.py` Attention.
 """
 
+import mindspore as ms
 from mindspore import nn, ops
 
+from ms_latte.device import formulation
 from ms_latte.models.constants import constant
-from ms_latte.models.layers import Linear, TokenLayout, merge_heads, split_heads, spread
+from ms_latte.models.layers import (
+    FORMULATIONS,
+    Linear,
+    TokenLayout,
+    merge_heads,
+    split_heads,
+    spread,
+)
 from ms_latte.models.precision import Precision
 
 ATTENTION_FORMS = ("math", "flash")
+_DROPPED = -10000.0  # bias of a dropped key: the value of the published masks
 
 
 class DotProductAttention(nn.Cell):
@@ -21,21 +31,27 @@ class DotProductAttention(nn.Cell):
     -> (G*A, n, d). Softmax and bias in the island type; the query is scaled before the product, so that
     half-precision logits stay in range. form: "math" or "flash" (the framework's fused kernel). Raises
     ValueError for another word.
+
+    The fused kernel exists on Ascend alone (not yet run on the device), for float16 and bfloat16, without a bias or
+    with a mask: bias (G, m) of bool, True for the keys to keep, at least one in a row. Everything else - float32, an
+    additive bias, sizes beyond the kernel's documented limits - takes the composed form, the same mathematics.
     """
 
     def __init__(self, head_dim, form="math", precision=Precision()):
         super().__init__()
         if form not in ATTENTION_FORMS:
             raise ValueError(f"attention is {form!r}; expected one of {', '.join(ATTENTION_FORMS)}")
-        if form == "flash":  # MS: torch has the fused kernel on every device
-            raise ValueError(
-                "flash attention is not built yet: use attention='math', enable_flash_attention=False"
-            )
         self.head_dim, self.form, self.precision = head_dim, form, precision
         self.scale = head_dim**-0.5
 
     def construct(self, q, k, v, bias=None):
         p = self.precision
+        if self.form == "flash" and formulation("attention") == "kernel":  # MS: torch has it on every device
+            takes, kernel = FORMULATIONS["attention"]["kernel"]
+            if takes(q, bias):
+                return p.round(kernel(q, k, v, bias, self.scale))
+        if bias is not None and bias.dtype == ms.bool_:  # MS: the composed form of a mask
+            bias = (1 - bias.astype(p.island_dtype)) * _DROPPED
         if bias is not None:
             bias = spread(bias, q.shape[0]).expand_dims(1)  # (G*A, 1, m)
             bias = ops.tile(

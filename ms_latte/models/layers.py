@@ -383,6 +383,60 @@ def _spread_broadcast(rows, times):
     return ops.broadcast_to(rows.expand_dims(1), (R, times, D)).reshape(R * times, D)
 
 
+# Limits of MindSpore's documentation of flash_attention_score (2.10): sizes of its batch, its heads and their width,
+# which is a multiple of 16.
+_KERNEL_BATCH, _KERNEL_HEADS, _KERNEL_WIDTH = 2048, 256, 512
+
+
+def _kernel_layout(rows, groups, width):
+    """(batch, heads) in which the fused attention kernel takes `rows` sequences of one head each, or None if its
+    documented limits leave no way.
+
+    groups: rows of a mask, each shared by rows / groups sequences, or 0 without a mask: then the sequences may be
+    dealt to batch and heads at will.
+    """
+    heads = (
+        [rows // groups] if groups else [n for n in range(min(rows, _KERNEL_HEADS), 0, -1) if rows % n == 0]
+    )
+    if width > _KERNEL_WIDTH or heads[0] > _KERNEL_HEADS or rows // heads[0] > _KERNEL_BATCH:
+        return None
+    return rows // heads[0], heads[0]
+
+
+def _kernel_takes(q, bias):
+    """Whether the documented rules of the fused attention kernel allow q (rows, n, d) and bias (G, m) or None."""
+    if q.dtype not in (ms.float16, ms.bfloat16) or (bias is not None and bias.dtype != ms.bool_):
+        return False
+    d = q.shape[2]
+    return _kernel_layout(q.shape[0], 0 if bias is None else bias.shape[0], d + -d % 16) is not None
+
+
+def _attention_kernel(q, k, v, keep, scale):
+    """softmax(scale q k^T) v by the fused kernel, float16 or bfloat16. Not yet run on the device.
+
+    keep (G, m): True for the keys that a group of sequences may see, or None. Heads are padded with zeros to a
+    multiple of 16 (72 -> 80), which changes no product. What a group without any key gets is not documented.
+    """
+    rows, n, d = q.shape
+    m, pad = k.shape[1], -d % 16
+    B, A = _kernel_layout(rows, 0 if keep is None else keep.shape[0], d + pad)
+    if pad:
+        q, k, v = [ops.cat([x, ops.zeros(x.shape[:-1] + (pad,), x.dtype)], axis=-1) for x in (q, k, v)]
+    drop = None
+    if keep is not None:  # the kernel's mask is the other way round: 1 drops
+        drop = ops.broadcast_to(ops.logical_not(keep).reshape(B, 1, 1, m), (B, 1, n, m)).astype(ms.uint8)
+    out = ops.flash_attention_score(
+        q.reshape(B, A, n, d + pad),
+        k.reshape(B, A, m, d + pad),
+        v.reshape(B, A, m, d + pad),
+        A,
+        attn_mask=drop,
+        scalar_value=scale,
+        input_layout="BNSD",
+    )
+    return out.reshape(rows, n, d + pad)[..., :d]
+
+
 FORMULATIONS = {
     "linear": {"matmul_bias_add": _linear_matmul_bias_add, "dense": _linear_dense},
     "layer_norm": {"composed": _layer_norm_composed, "native": _layer_norm_native},
@@ -393,6 +447,8 @@ FORMULATIONS = {
         "transpose": (_split_heads_transpose, _merge_heads_transpose),
     },
     "spread": {"gather": _spread_gather, "broadcast": _spread_broadcast},
+    # "composed" stands in DotProductAttention itself. The kernel serves form "flash" where its rules allow.
+    "attention": {"composed": None, "kernel": (_kernel_takes, _attention_kernel)},
 }
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gate G5: what a model does over more than one forward. Gradients of its inputs and of every parameter."""
+"""Gate G5: what a model does over more than one forward, and compiled.
+
+Gradients of its inputs and of every parameter; drift over many steps; graph mode against PyNative.
+"""
 
 import time
 
@@ -8,6 +11,7 @@ import numpy as np
 from parity.harness import gates
 from parity.harness.backends import WorkerError
 from parity.harness.case import Case
+from parity.harness.emulate import to_grid
 from parity.harness.gates import LIMITS, SEMANTIC, CaseResult, Check, Metrics, TapResult
 from parity.harness.runner import Session, prepare, workers_of
 from parity.harness.trace import fetch
@@ -26,7 +30,7 @@ def run_gradients(session: Session, case: Case, dtype: str, form: str = "", muta
     """
     began = time.perf_counter()
     form = form or ("CPU" if dtype == "fp64" else session.device)
-    result = CaseResult(case.id, "G5", dtype, form, net=case.net)
+    result = CaseResult(case.id, "G5", dtype, form, net=case.net, kind="gradients")
     truth, control, port = workers = workers_of(session, dtype)
     for worker in dict.fromkeys(workers):
         worker("set_spill", folder=None)
@@ -49,9 +53,7 @@ def run_gradients(session: Session, case: Case, dtype: str, form: str = "", muta
             blocks = sum(name.endswith(("attn.qkv.weight", "attn1.to_q.weight")) for name in ours)
             result.taps = judge(ours, theirs, exact, dtype, form, blocks)
     except WorkerError as error:
-        for worker in dict.fromkeys(workers):
-            session.pool.drop(worker)
-        result.contract.append(Check("runs", False, f"{error.kind}: {(str(error).splitlines() or ['?'])[0]}"))
+        _crashed(session, workers, result, error)
     result.seconds = time.perf_counter() - began
     return result
 
@@ -85,8 +87,161 @@ def allowed(metrics: Metrics, dtype: str, form: str, blocks: int, vanished: bool
     limit of single elements applies.
     """
     if dtype == "fp64":
-        return SEMANTIC["native" if form == "Ascend" else "composed"]
+        return SEMANTIC["native" if form in gates.NATIVE_FORMS else "composed"]
     limits = LIMITS[dtype]
     if vanished:
         return max(limits.max_ratio * metrics.e_r, limits.floor)
     return gates.end_limit(metrics, dtype, 2 * blocks, limits.floor)
+
+
+# --- drift over many steps
+
+# A trajectory may drift this many times as far from the truth as the control's, or as its twin's one ulp away.
+DRIFT = 2
+
+
+def run_drift(
+    session: Session,
+    case: Case,
+    dtype: str,
+    form: str = "",
+    mutant: str = "",
+    verb: str = "iterate",
+    state: str = "x",
+    **options,
+) -> CaseResult:
+    """Judge trajectories of many steps: the port's against those of the control and of its noise twin.
+
+    verb: a method of the workers that takes inputs, method, state and `options` and returns the state after every
+    step; state: name of the input it starts from. The twin is the control started one ulp away: what it does to a
+    rounding is the chaos of the iteration, not a fault of the port. FAIL at step k if drift_c(k) > 2 max(drift_r(k),
+    drift_twin(k)), all distances from the float64 trajectory. dtype: fp32, fp16 or bf16. Raises ValueError for
+    "fp64": there the truth has no control.
+    """
+    if dtype not in LIMITS:
+        raise ValueError(
+            f"drift is judged in {', '.join(LIMITS)}, got {dtype!r}: there the truth has no control"
+        )
+    began = time.perf_counter()
+    form = form or session.device
+    result = CaseResult(case.id, "G5", dtype, form, net=case.net, kind="drift")
+    truth, control, port = workers = workers_of(session, dtype)
+    for worker in workers:
+        worker("set_spill", folder=None)
+    try:
+        inputs = prepare(session, case, dtype, form, mutant, workers, result)
+        request = dict(method=case.method, state=state, **options)
+        nudged = {**inputs, state: one_ulp_away(inputs[state], dtype)}
+        ours, theirs, exact = (worker(verb, inputs=inputs, **request) for worker in (port, control, truth))
+        twin = control(verb, inputs=nudged, **request)
+        lengths = [len(item) for item in (ours, theirs, exact, twin)]
+        same = len(set(lengths)) == 1 and lengths[0] > 0
+        result.contract.append(Check("steps", same, "" if same else f"trajectories of {lengths} steps"))
+        if same:
+            result.taps = judge_drift(ours, theirs, exact, twin, dtype)
+    except WorkerError as error:
+        _crashed(session, workers, result, error)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def one_ulp_away(start: np.ndarray, dtype: str) -> np.ndarray:
+    """Every element moved to its neighbour on the grid of a dtype, away from zero."""
+    start = to_grid(np.asarray(start), dtype)
+    bits = start.astype(np.float32).view(np.int32)  # magnitude and sign: adding one moves away from zero
+    if dtype == "fp16":
+        half = start.astype(np.float16)
+        return np.nextafter(half, np.copysign(np.float16(np.inf), half)).astype(np.float32)
+    return (bits + (1 << 16 if dtype == "bf16" else 1)).view(np.float32)
+
+
+def judge_drift(ours: list, theirs: list, exact: list, twin: list, dtype: str) -> list[TapResult]:
+    """A verdict on every step; the last one is tap "#0"."""
+    taps = []
+    for index, arrays in enumerate(zip(ours, theirs, exact, twin, strict=True), 1):
+        c, r, t, w = (np.asarray(fetch(item)) for item in arrays)
+        metrics = gates.compare(c, r, t, dtype, rounded=False)
+        noise = gates.compare(w, r, t, dtype, rounded=False).e_c
+        name = f"step {index}#0" if index < len(ours) else "#0"
+        tap = TapResult(name, tuple(t.shape), "net" if name == "#0" else "step", metrics, metrics)
+        tap.required, tap.allowed = metrics.e_c, DRIFT * max(metrics.e_r, noise)
+        if metrics.problem or not metrics.e_c <= tap.allowed:
+            tap.verdict = "FAIL end"
+            tap.reason = metrics.problem or (
+                f"step {index} drifted {metrics.e_c:.1e} from the truth, torch {dtype} {metrics.e_r:.1e}, started one "
+                f"ulp away {noise:.1e}; allowed {DRIFT} times the larger, {tap.allowed:.1e} (G5 {dtype} drift)"
+            )
+        taps.append(tap)
+    first = next((tap for tap in taps if tap.failed), None)
+    for tap in taps:
+        if tap.failed and tap is not first and not tap.local.problem:
+            tap.verdict = "inherited"
+    return taps
+
+
+# --- graph mode
+
+
+def run_graph(session: Session, case: Case, dtype: str, form: str = "", mutant: str = "") -> CaseResult:
+    """Judge the compiled port: bitwise equal to the port in PyNative, or as good by the rule of the end of a run.
+
+    The compiled port has a process of its own: one that was in graph mode cannot leave it cleanly. Hooks are lost
+    there, so only the result is judged.
+    """
+    began = time.perf_counter()
+    form = form or ("CPU" if dtype == "fp64" else session.device)
+    result = CaseResult(case.id, "G5", dtype, form, net=case.net, kind="graph mode")
+    truth, control, port = workers_of(session, dtype)
+    device = "CPU" if dtype == "fp64" else session.device
+    graph = session.pool.get("mindspore graph", device, dtype)
+    for worker in dict.fromkeys((truth, control, port, graph)):
+        worker("set_spill", folder=None)
+    try:
+        compiled = graph("compile")
+        result.contract.append(
+            Check("graph mode", compiled, "" if compiled else "the mode reads back as PyNative")
+        )
+        call = dict(inputs=prepare(session, case, dtype, form, mutant, (truth, control, port), result))
+        prepare(session, case, dtype, form, mutant, (truth, control, graph), result)
+        call["method"] = case.method
+        eager, ours = port("run", **call), graph("run", **call)
+        theirs = control("run", **call)
+        exact = theirs if truth is control else truth("run", **call)
+        result.taps = [
+            judge_graph(*(list(map(fetch, item)) for item in (ours, eager, theirs, exact)), dtype, form)
+        ]
+    except WorkerError as error:
+        _crashed(session, (truth, control, port, graph), result, error)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def judge_graph(ours: list, eager: list, theirs: list, exact: list, dtype: str, form: str) -> TapResult:
+    """The verdict on a compiled result: equal bits pass; others pass if no worse than the limit of the end of a run,
+    with PyNative beside torch as a control."""
+    same = len(ours) == len(eager) and all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(ours, eager, strict=True)
+    )
+    alike = len(ours) == len(exact) and all(
+        np.shape(a) == np.shape(b) for a, b in zip(ours, exact, strict=True)
+    )
+    ours = ours if alike else [np.zeros(0)] * len(exact)
+    metrics = gates.merge([gates.compare(*three, dtype) for three in zip(ours, theirs, exact, strict=True)])
+    tap = TapResult("#0", tuple(np.shape(exact[0])), "net", metrics, metrics)
+    tap.required = metrics.e_c
+    tap.allowed = allowed(metrics, dtype, form, 1, False)
+    tap.reason = "the bits of PyNative" if same else "other bits than PyNative"
+    if not same and (metrics.problem or not metrics.e_c <= tap.allowed):
+        tap.verdict = "FAIL end"
+        tap.reason = metrics.problem or (
+            f"the compiled result is {metrics.e_c:.1e} off, that of torch {dtype} {metrics.e_r:.1e}; allowed "
+            f"{tap.allowed:.1e}, or the bits of PyNative (G5 {dtype} graph mode)"
+        )
+    return tap
+
+
+def _crashed(session, workers, result, error):
+    """Absent is failed; whatever failed may have poisoned its process."""
+    for worker in dict.fromkeys(workers):
+        session.pool.drop(worker)
+    result.contract.append(Check("runs", False, f"{error.kind}: {(str(error).splitlines() or ['?'])[0]}"))

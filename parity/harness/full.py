@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole nets of real size: presets, and inputs that fit any configuration."""
 
+from math import prod
+from pathlib import Path
 from typing import Any
 
+from converters import load
 from parity.harness.case import Case
 from parity.harness.inputs import array, lengths, normal
 
@@ -107,3 +110,28 @@ def _filed(case: Case, file: str) -> Case:
     from dataclasses import replace
 
     return replace(case, file=file)
+
+
+def file_case(
+    path: str,
+    layout: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    frames: int | None = None,
+) -> Case:
+    """The whole net of a checkpoint, on inputs that fit its configuration; a large one is compared at its stages.
+
+    frames: as in `inputs_for`. Raises ConversionError for a file that cannot be read as a net.
+    """
+    checkpoint = load(path, layout=layout, overrides=overrides)
+    large = sum(map(prod, checkpoint.tensors.shapes.values())) > 100e6
+    case = Case(
+        checkpoint.model,
+        checkpoint.config,
+        inputs_for(checkpoint.model, checkpoint.config, frames),
+        "file",
+        net=checkpoint.model,
+        size="full" if large else "tiny",
+        taps="stages" if large else "all",
+        weights=str(Path(path).resolve()),
+    )
+    return _filed(case, {"Latte": "models.latte", "LatteT2V": "models.latte_t2v"}[checkpoint.model])

@@ -31,6 +31,8 @@ class Input:
         if self.kind == "linspace":
             low, high = self.values
             return np.linspace(low, high, int(np.prod(self.shape))).reshape(self.shape)
+        if self.kind == "diagonal":
+            return np.broadcast_to(self.values[0] * np.eye(*self.shape[-2:]), self.shape).copy()
         raise ValueError(f"unknown input kind {self.kind!r}")
 
 
@@ -75,6 +77,11 @@ def lengths(width: int, kept: list) -> Input:
 def linspace(low: float, high: float, *shape: int) -> Input:
     """Evenly spaced numbers, row-major."""
     return Input("linspace", shape, (low, high))
+
+
+def diagonal(value: float, *shape: int) -> Input:
+    """value on the diagonal of the last two axes, zero elsewhere: row i meets row i alone in a product."""
+    return Input("diagonal", shape, (value,))
 
 
 def realize(inputs: dict[str, Any], seed: int) -> dict[str, Any]:

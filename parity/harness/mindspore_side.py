@@ -2,11 +2,17 @@
 """The MindSpore port inside a worker process, on the device under test."""
 
 import contextlib
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ms_latte import device as devices
+from parity.harness import audit, fingerprint
 from parity.harness.emulate import on_grid
 from parity.harness.worker import Side
 
@@ -34,17 +40,68 @@ class MindSporeSide(Side):
             "device": report.device,
             **report.settings,
         }
-        if self.dtype == "fp32":
-            read["effective float32 matmul"] = f"{self.mantissa_bits()} bits"
+        if (
+            self.dtype == "fp32"
+        ):  # what the settings came to, measured; `python -m parity fingerprint` shows all of it
+            found = fingerprint.read(self._answer, ("fp32",), "t bits")  # left and right, of the exponent
+            for unit, words in (("matmul", "matmul"), ("conv", "convolution")):
+                read[f"effective float32 {words}"] = found.effective(unit)
         return read
 
-    def mantissa_bits(self) -> int:
-        """Bits of the inputs that a float32 matrix product keeps, measured: 24 for float32, 12 for HF32."""
-        steps = np.arange(1, 24)
-        x = (1 + 2.0**-steps).astype(np.float32)[:, None]
-        one = self.ms.Tensor(np.ones((1, 1), np.float32))
-        kept = self.ms.ops.MatMul()(self.ms.Tensor(x), one).asnumpy() == x
-        return 1 + int(np.argmin(np.append(kept, False)))
+    def fingerprint(self) -> Any:
+        """Facts of the probes in this worker's dtype, in native tensors of that type."""
+        return fingerprint.read(self._answer, (self.dtype,))
+
+    def compile(self) -> bool:
+        """Graph mode for the rest of this process, which cannot leave it cleanly. Returns what is read back."""
+        self.ms.set_context(mode=self.ms.GRAPH_MODE)
+        return self.ms.get_context("mode") == self.ms.GRAPH_MODE
+
+    def platform(self) -> dict[str, str]:
+        """What a calibration depends on: chip, CANN and MindSpore versions."""
+        return {**devices.platform(self.device), "mindspore": self.ms.__version__}
+
+    def operators(self, inputs: dict[str, Any], method: str) -> Counter:
+        """Every operator dispatched in one forward and one gradient (`audit.Dispatch` -> count).
+
+        MindSpore writes its log to the process's stderr; between its lines this method writes where in ms_latte the
+        interpreter stands. The process must have been started with `audit.LOGGING`.
+        """
+        root = str(Path(devices.__file__).parents[1]) + os.sep
+        with tempfile.TemporaryFile() as log, _redirected(2, log):
+            with _marking(root, self.package):
+                self.run(inputs, method)
+                self.gradients(inputs, method, 0)
+            self.ms.runtime.synchronize()
+            log.seek(0)
+            return audit.parse(line.decode(errors="replace") for line in log)
+
+    def _answer(self, op, dtype, arrays):
+        """Run one probe. Raises LookupError where the device has no such kernel."""
+        ops = self.ms.ops
+        functions = {
+            "matmul": ops.MatMul(),
+            "conv": ops.conv2d,
+            "multiply": ops.mul,
+            "sum": lambda x: ops.ReduceSum()(x, -1),
+            "cast": lambda x: x,
+            "softmax": ops.Softmax(-1),
+            "gelu": lambda x: ops.gelu(x, approximate="tanh"),
+            "layer_norm": self._layer_norm,
+        }
+        kind = {"fp32": self.ms.float32, "fp16": self.ms.float16, "bf16": self.ms.bfloat16}[dtype]
+        tensors = [self.ms.Tensor.from_numpy(np.array(array)).astype(kind) for array in arrays]
+        try:
+            return functions.get(op, getattr(ops, op, None))(*tensors).astype(self.ms.float32).asnumpy()
+        except (RuntimeError, TypeError) as error:
+            lines = [line for line in str(error).splitlines() if any(map(str.isalpha, line))]
+            reason = f"{lines[0].strip('- ')[:120]}" if lines else type(error).__name__
+            raise LookupError(f"no {dtype} kernel ({reason})") from None
+
+    def _layer_norm(self, x):
+        ones, zeros = self.ms.ops.ones(x.shape[-1:], x.dtype), self.ms.ops.zeros(x.shape[-1:], x.dtype)
+        norm = self.ms.ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
+        return norm(x, ones, zeros)[0]
 
     def precision(self, compute, islands, rounding):
         from ms_latte.models.precision import Precision
@@ -133,7 +190,7 @@ class MindSporeSide(Side):
 
     def hook(self, cell, record):
         def forward_hook(cell, args, kwargs, out):
-            record(args, kwargs, out)
+            return record(args, kwargs, out)  # None keeps the result
 
         return cell.register_forward_hook(forward_hook, with_kwargs=True)
 
@@ -159,6 +216,42 @@ class MindSporeSide(Side):
         )
         one = not isinstance(of_inputs, (list, tuple))  # a single position comes without a tuple
         return [of_inputs] if one else list(of_inputs), list(of_parameters)
+
+
+@contextlib.contextmanager
+def _redirected(descriptor, file):
+    kept = os.dup(descriptor)
+    os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _marking(root, package):
+    """Write a line to stderr whenever the interpreter enters another line of the package or returns to one."""
+
+    def ours(frame):
+        return frame.f_code.co_filename.startswith(os.path.join(root, package))
+
+    def mark(frame):
+        while frame is not None and not ours(frame):
+            frame = frame.f_back
+        place = f"{frame.f_code.co_filename.removeprefix(root)}:{frame.f_lineno}" if frame else ""
+        os.write(2, f"{audit.MARK} {place}\n".encode())
+
+    def local(frame, event, argument):
+        mark(frame.f_back if event == "return" else frame)
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, argument: local if ours(frame) else None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def require_device(actual: str, wanted: str) -> None:

@@ -2,6 +2,7 @@
 """Runs one case through both frameworks and judges it. The only runner: every gate of every case goes through here."""
 
 import json
+import shlex
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ import numpy as np
 from converters.containers.target import save_file
 from converters.layouts import OURS
 from converters.stream import TensorEntry
-from parity.harness import gates, weights
+from parity.harness import diagnosis, gates, sample, weights
 from parity.harness.backends import Pool, Worker, WorkerError
 from parity.harness.case import Case
-from parity.harness.emulate import to_grid
+from parity.harness.emulate import UNIT_ROUNDOFF, to_grid
 from parity.harness.gates import CaseResult, Check, Metrics, TapResult
 from parity.harness.inputs import realize
 from parity.harness.memory import PeakMemory
@@ -43,6 +44,8 @@ class Session:
     spill: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     layout: str = ""
+    diagnosis_left: float = diagnosis.TOTAL  # seconds
+    signatures: dict[tuple, diagnosis.Signatures] = field(default_factory=dict)  # of taps diagnosed before
 
     def rounding(self, side: str) -> str:
         """Half precision: the control always emulates; the port emulates on the CPU and is native on a device."""
@@ -53,9 +56,32 @@ class Session:
         return ("CPU", "Ascend") if self.device == "CPU" else (self.device,)
 
 
-def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: str = "") -> CaseResult:
+@dataclass
+class Evidence:
+    """The first tap at fault: what went in and what came out. local: of its own run on the control's inputs, else
+    of the free run of the whole target (args and kwargs are then empty).
+    """
+
+    tap: str
+    local: bool
+    args: tuple
+    kwargs: dict[str, Any]
+    port: list[np.ndarray]
+    control: list[np.ndarray]
+    truth: list[np.ndarray]
+
+
+def run_case(
+    session: Session,
+    case: Case,
+    dtype: str,
+    form: str = "",
+    mutant: str = "",
+    diagnose: bool | None = None,
+) -> CaseResult:
     """Judge one case. dtype "fp64" is gate G1 (always on the CPU), the others G2 (probes: G3) on the device.
 
+    diagnose: name the bug of a failure (G4); None: unless a bug was injected, whose name is known.
     A case that a framework cannot build or run fails its check "runs". Raises WorkerError if a worker cannot start.
     """
     began = time.perf_counter()
@@ -80,9 +106,12 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
         _contract_of_traces(reference, answer, ends, result, native)
         _contract_of_runs(port, inputs, case.method, answer, result)
         if all(check.name in STILL_COMPARABLE for check in result.broken):
-            _judge_taps(case, dtype, form, (truth, control, port), (reference, answer, ends), result)
-        if result.failures:
-            _explain(control, port, result)
+            traces = (reference, answer, ends)
+            evidence = _judge_taps(case, dtype, form, (truth, control, port), traces, result)
+            if evidence is not None:
+                _explain(case, mutant, control, port, result)
+                if diagnose or (diagnose is None and not mutant):
+                    result.diagnosis = _diagnose(session, case, dtype, form, inputs, evidence)
     except WorkerError as error:
         # Absent is failed: the case stays in the report. Whatever failed may have poisoned its process.
         for worker in workers:
@@ -97,12 +126,14 @@ def run_case(session: Session, case: Case, dtype: str, form: str = "", mutant: s
 
 def prepare(session, case, dtype, form, mutant, workers, result) -> dict[str, Any]:
     """Build the case in all workers, load equal weights, check the contract so far; returns the inputs."""
-    truth, control, port = workers
+    _, control, port = workers
     stages = case.taps == "stages"
     shapes = {}
     for worker in dict.fromkeys(workers):
         side = "mindspore" if worker is port else "torch"
-        extra = dict(form=form, mutant=mutant) if worker is port else dict(lazy=stages and worker is truth)
+        extra = (
+            dict(form=form, mutant=mutant) if worker is port else dict(lazy=stages and worker is not control)
+        )
         shapes[worker] = worker("build", case=case, rounding=session.rounding(side), **extra)
     _load(session, case, dtype, workers, shapes, result)
     _contract_of_layers(control, port, result)
@@ -140,11 +171,7 @@ def _load(session, case, dtype, workers, shapes, result):
         }
         expected = digests[control]
     else:
-        state = weights.random_state({k: v for k, v in names_c.items() if k not in case.keep}, case.seed)
-        if case.keep:
-            kept = control("state")
-            state.update({name: kept[name].astype(np.float32) for name in case.keep})
-        state = {name: to_grid(value, dtype).astype(np.float32) for name, value in state.items()}
+        state = seeded_state(case, dtype, names_c, control)
         reasons = [] if case.target == "init_weights" else weights.degenerate(state)
         result.contract.append(Check("weights", not reasons, "; ".join(reasons[:4])))
         loaded = _load_state(state, case, (truth, control, port), names_c)
@@ -157,11 +184,20 @@ def _load(session, case, dtype, workers, shapes, result):
     )
 
 
+def seeded_state(case: Case, dtype: str, shapes: dict[str, tuple], worker: Worker) -> dict[str, np.ndarray]:
+    """The weights of a case without a file, float32 on the grid of a dtype. worker: holds the case as built."""
+    state = weights.random_state({k: v for k, v in shapes.items() if k not in case.keep}, case.seed)
+    if case.keep:
+        kept = worker("state")
+        state.update({name: kept[name].astype(np.float32) for name in case.keep})
+    return {name: to_grid(value, dtype).astype(np.float32) for name, value in state.items()}
+
+
 def _load_state(state, case, workers, shapes) -> dict[str, str]:
     """Seeded weights into all workers: whole nets as a file through the converters, single layers directly."""
     _, control, port = workers
     distinct = dict.fromkeys(workers)
-    if not case.net:
+    if case.net not in OURS:  # a part, or a net of others: no layout of ours
         return {worker: worker("load", tensors=state) for worker in distinct}[port]
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         path = write_weights(shapes, case, *control("config"), folder, state)
@@ -272,20 +308,24 @@ def _judge_taps(case, dtype, form, workers, traces, result):
     blocks = sum(1 for name in modules if name.split(".")[-1].isdigit() and "block" in name)
     exact = None
     if dtype == "fp64":
-        exact = gates.SEMANTIC["native" if form == "Ascend" else "composed"]
+        exact = gates.SEMANTIC["native" if form in gates.NATIVE_FORMS else "composed"]
     gates.mark(taps, dtype, blocks, exact)
     inner: dict[str, Record] = {}
     if streamed:
-        taps, inner = _descend(workers, reference, taps, modules, dtype)
+        taps, inner = _descend(workers, reference, taps, modules, dtype, result.notes)
         gates.mark(taps, dtype, blocks, exact)
+    gates.predict(taps)
     result.taps = taps
     first = next((tap for tap in taps if tap.failed), None)
+    evidence = None
     if first is not None:
-        result.worst = _worst_elements(workers, first, traces, inner)
+        evidence = _evidence(workers, first, traces, inner)
+        result.worst = _worst(evidence)
     if streamed:
         for trace_ in {id(trace_): trace_ for trace_ in traces}.values():
             for record in trace_.values():
                 discard(*record.outputs, *record.args, *record.kwargs.values())
+    return evidence
 
 
 def _local(workers, records: dict[str, Record], dtype: str) -> dict[str, Metrics]:
@@ -305,7 +345,7 @@ def _local(workers, records: dict[str, Record], dtype: str) -> dict[str, Metrics
     return metrics
 
 
-def _descend(workers, reference, taps, modules, dtype, most: int = 2) -> tuple[list[TapResult], dict]:
+def _descend(workers, reference, taps, modules, dtype, notes, most: int = 2) -> tuple[list[TapResult], dict]:
     """Look inside the first failing stages of a net that was compared stage by stage."""
     truth, control, port = workers
     found: list[TapResult] = []
@@ -316,7 +356,14 @@ def _descend(workers, reference, taps, modules, dtype, most: int = 2) -> tuple[l
             looked += 1
             record, name = reference[tap.tap], tap.tap.rpartition("#")[0]
             here = dict(inputs=record.kwargs, args=record.args, method="", stages=False, inside=name)
-            theirs = control("trace", keep_inputs=True, **here)
+            try:
+                theirs = control("trace", keep_inputs=True, **here)
+            except WorkerError as error:
+                if error.kind != "NotRecorded":
+                    raise
+                notes.append(str(error))  # a recording that keeps this stage closed
+                found.append(tap)
+                continue
             ours, true = (worker("trace", keep_inputs=False, **here) for worker in (port, truth))
             inner.update(theirs)
             for part, metrics in _local(workers, theirs, dtype).items():
@@ -333,7 +380,7 @@ def _level(tap: str, modules: list[str]) -> str:
 
 
 def _shape(record: Record) -> tuple:
-    return tuple(fetch(record.outputs[0]).shape)
+    return sample.shape_of(fetch(record.outputs[0]))
 
 
 def _metrics(mine: list, theirs: list, exact: list, dtype: str) -> Metrics:
@@ -344,26 +391,40 @@ def _metrics(mine: list, theirs: list, exact: list, dtype: str) -> Metrics:
         return metrics
     return gates.merge(
         [
-            gates.compare(fetch(a), fetch(b), fetch(c), dtype)
+            sample.compare(fetch(a), fetch(b), fetch(c), dtype)
             for a, b, c in zip(mine, theirs, exact, strict=True)
         ]
     )
 
 
-def _worst_elements(workers, tap, traces, inner) -> list[str]:
-    """The worst elements of a tap at fault: of its local run if that is what failed, else of the free run."""
+def _evidence(workers, tap, traces, inner) -> Evidence:
+    """What the verdict on a tap at fault rests on: its local run if that is what failed, else the free run."""
     truth, _, port = workers
     reference, answer, ends = traces
     record = inner.get(tap.tap) or reference[tap.tap]
+    theirs = _arrays(record.outputs)
     if tap.verdict == "FAIL end" or tap.tap == "#0":
-        return _worst(answer[tap.tap].outputs, record.outputs, ends[tap.tap].outputs)
-    request = [(tap.tap.rpartition("#")[0], record.args, record.kwargs)]
-    return _worst(port("local", requests=request)[0], record.outputs, truth("local", requests=request)[0])
+        ours, exact = (_arrays(trace_[tap.tap].outputs) for trace_ in (answer, ends))
+        return Evidence(tap.tap, False, (), {}, ours, theirs, exact)
+    args, kwargs = _arrays(record.args), _arrays(record.kwargs)
+    request = [(tap.tap.rpartition("#")[0], args, kwargs)]
+    ours, exact = (_arrays(worker("local", requests=request)[0]) for worker in (port, truth))
+    return Evidence(tap.tap, True, args, kwargs, ours, theirs, exact)
 
 
-def _worst(mine: list, theirs: list, exact: list, count: int = 3) -> list[str]:
+def _arrays(value: Any) -> Any:
+    """Values of a trace with every spilled array in memory: its file is deleted before they are used."""
+    if isinstance(value, dict):
+        return {name: _arrays(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_arrays(item) for item in value)
+    value = fetch(value)
+    return np.array(value) if isinstance(value, np.memmap) else value
+
+
+def _worst(evidence: Evidence, count: int = 3) -> list[str]:
     """The elements with the largest error: index, port, reference, truth."""
-    c, r, t = (np.asarray(fetch(x[0]), np.float64) for x in (mine, theirs, exact))
+    c, r, t = (np.asarray(x[0], np.float64) for x in (evidence.port, evidence.control, evidence.truth))
     if not c.shape == r.shape == t.shape:
         return []
     with np.errstate(invalid="ignore"):
@@ -372,16 +433,109 @@ def _worst(mine: list, theirs: list, exact: list, count: int = 3) -> list[str]:
     lines = []
     for flat in np.argsort(error, axis=None)[::-1][:count]:
         index = np.unravel_index(flat, t.shape)
-        place = ",".join(str(int(i)) for i in index)
+        place = ",".join(map(str, sample.place(evidence.truth[0], flat)))
         lines.append(f"[{place}] port {c[index]:.7g}  ref {r[index]:.7g}  truth {t[index]:.7g}")
     return lines
 
 
-def _explain(control, port, result):
+def _explain(case, mutant, control, port, result):
+    """Where the culprits stand in the code, what became of the error, how to pack the first one into a file."""
     theirs, ours = control("sources"), port("sources")
     for tap in result.failures[:3]:
         name = tap.tap.rpartition("#")[0]
         result.sources[tap.tap] = (theirs.get(name, "?"), ours.get(name, "?"))
+    first, *others = result.failures
+    inherited = sum(tap.verdict == "inherited" for tap in result.taps)
+    end = result.taps[-1]
+    words = [f"{inherited} taps inherited the error"]
+    if end.prop is not None and end is not first:
+        share = f" ({end.prop.e_r:.1e} of torch)" if result.dtype != "fp64" else ""
+        words.append(f"final propagated error {end.prop.e_c:.1e}{share}")
+    words.append(f"{len(others)} further culprits" if others else "no second culprit (teacher-forced)")
+    result.downstream = "; ".join(words)
+    name, _, index = first.tap.rpartition("#")
+    place = shlex.quote(f"{result.case}:{name}" + (f"#{index}" if index != "0" else ""))
+    extra = f" --form {result.form}" if result.form != "CPU" else ""
+    extra += f" --mutant {mutant}" if mutant else ""
+    if case.weights:
+        return  # a file's weights are not the harness's to pack
+    result.repro = f"python -m parity repro {place} --dtype {result.dtype}{extra}"
+
+
+def _diagnose(session, case, dtype, form, inputs, evidence) -> list[str]:
+    """Gate G4: the registered bugs that the first culprit looks like. Signatures are computed in the float64 port,
+    on the bits that the failing run saw.
+    """
+    if case.size == "full":
+        return ["signatures are not computed at full size; the thin net of this model names the bug"]
+    from parity.mutants import MUTANTS  # needed for a failure alone
+
+    key = (repr(case), dtype, form, evidence.tap, evidence.local)
+    if key not in session.signatures:
+        if session.diagnosis_left <= 0:
+            return [
+                f"not looked for: earlier failures took the {diagnosis.TOTAL:.0f} s of a session; run it alone"
+            ]
+        began = time.perf_counter()
+        truth = session.pool.get("torch", "CPU", "fp64")
+        ranks = _ranks(case, form, evidence.tap.rpartition("#")[0], truth("lint"), truth("sources"))
+        names = sorted(MUTANTS, key=lambda name: ranks(MUTANTS[name]))
+        run = partial(_mutated, session, case, dtype, form, inputs, evidence)
+        seconds = min(diagnosis.SECONDS, session.diagnosis_left)
+        session.signatures[key] = diagnosis.collect_signatures(run, names, seconds)
+        session.diagnosis_left -= time.perf_counter() - began
+    return diagnosis.explain(
+        evidence.port,
+        evidence.control,
+        session.signatures[key],
+        lambda name: MUTANTS[name].description,
+        UNIT_ROUNDOFF[dtype],
+    )
+
+
+def _ranks(case, form, name, lint, sources):
+    """How far a registered bug is from a tap, by the cases it names.
+
+    The parts of a failing module with parts agree with the reference, or they would be the culprits: functions between
+    layers come first there, then its own code. Of a layer without parts its own bugs come first.
+    """
+    kind = lint.get(name, "").partition("(")[0]
+    file = sources.get(name, "").rpartition("/")[2].partition(".py")[0]
+    parts = any(tap != name and (not name or tap.startswith(name + ".")) for tap in lint)
+
+    def rank(mutant):
+        places = [place.partition("-")[0].partition(".") for place in mutant.cases]
+        if mutant.form not in ("CPU", form):
+            return 4
+        if parts and any(target[:1].islower() for _, _, target in places):
+            return 0
+        if any(target in (kind, case.target) for _, _, target in places):
+            return 1
+        return 2 if any(stem == file for stem, _, _ in places) else 3
+
+    return rank
+
+
+def _mutated(session, case, dtype, form, inputs, evidence, bug) -> list[np.ndarray] | None:
+    """Results of the tap at fault in the float64 port with a bug ("": none); None if the bug makes it crash."""
+    worker = session.pool.get("mindspore", "CPU", "fp64")
+    try:
+        shapes = worker("build", case=case, rounding="emulated", form=form, mutant=bug)
+        if case.weights:
+            options = dict(layout=session.layout or None, overrides=session.overrides, grid=dtype)
+            worker("load", tensors=None, checkpoint=case.weights, **options)
+        else:
+            worker("load", tensors=seeded_state(case, dtype, shapes, worker))
+        if evidence.local:
+            request = [(evidence.tap.rpartition("#")[0], evidence.args, evidence.kwargs)]
+            return worker("local", requests=request)[0]
+        if evidence.tap == "#0":
+            return worker("run", inputs=inputs, method=case.method)
+        whole = worker("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=False)
+        return whole[evidence.tap].outputs
+    except (WorkerError, KeyError):  # a bug that crashes, or loses the tap, is not the one that gave a number
+        session.pool.drop(worker)
+        return None
 
 
 def _is_constant(value: Any) -> bool:

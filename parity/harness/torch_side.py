@@ -113,7 +113,7 @@ class TorchSide(Side):
 
     def hook(self, module, record):
         def forward_hook(module, args, kwargs, out):
-            record(args, kwargs, out)
+            return record(args, kwargs, out)  # None keeps the result
 
         return module.register_forward_hook(forward_hook, with_kwargs=True)
 

@@ -192,6 +192,49 @@ class Side:
         records["#0"] = Record((), {}, outputs, dtypes)
         return records
 
+    def splice(
+        self,
+        inputs: dict[str, Any],
+        method: str,
+        replace: dict[str, list],
+        inside: str = "",
+        args: tuple = (),
+    ) -> dict[str, Record]:
+        """Run the target, or the module `inside` on args and inputs, with the results of some stages replaced.
+
+        replace: tap -> results. Returns the trace of all stages (`is_stage`, seen from `inside`); "#0" is the result.
+        """
+        records: dict[str, Record] = {}
+        calls: dict[str, int] = {}
+        handles = []
+
+        def stage(name):
+            def record(args, kwargs, out):
+                index = calls[name] = calls.get(name, -1) + 1
+                tap = f"{name}#{index}"
+                if tap in replace:
+                    given = [self.decode(item) for item in replace[tap]]
+                    out = type(out)(given) if isinstance(out, (list, tuple)) else given[0]
+                records[tap] = Record((), {}, *self._results(out))
+                return out if tap in replace else None
+
+            return record
+
+        prefix = inside + "." if inside else ""
+        for name, module in self.modules():
+            if name.startswith(prefix) and is_stage(name.removeprefix(prefix)):
+                handles.append(self.hook(module, stage(name)))
+        try:
+            if inside:
+                out = self.call(dict(self.modules())[inside], "", self.decode(inputs), *self.decode(args))
+            else:
+                out = self._call_root(method, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        records["#0"] = Record((), {}, *self._results(out))
+        return records
+
     def run(self, inputs: dict[str, Any], method: str) -> list[Any]:
         """Run once without taps. Returns the results."""
         return self._results(self._call_root(method, inputs))[0]
@@ -222,6 +265,23 @@ class Side:
         found = {f"input {name}": g for name, g in zip(floats, of_inputs, strict=True)}
         found |= dict(zip(trainable, of_parameters, strict=True))
         return {name: stow(self.array(g), self.spill) for name, g in found.items()}
+
+    def iterate(self, inputs: dict[str, Any], method: str, state: str, time: str, times: list) -> list[Any]:
+        """A fixed iteration of a net: x <- 0.9 x + 0.1 net(x, t) for t in times. Returns x after every step.
+
+        state, time: names of the two arguments. Of a result with more channels than x the first ones count. The
+        update is numpy on both sides, in float64 under fp64, else rounded to the grid: only the net differs.
+        """
+        x, states = fetch(inputs[state]), []
+        for t in times:
+            now = {**inputs, state: x, time: np.full_like(fetch(inputs[time]), t)}
+            out = np.asarray(fetch(self._results(self._call_root(method, now))[0][0]))
+            out = out[tuple(slice(size) for size in x.shape)]
+            wide = np.float64 if self.dtype == "fp64" else np.float32
+            x = wide(0.9) * x.astype(wide) + wide(0.1) * out.astype(wide)
+            x = x if self.dtype == "fp64" else to_grid(x, self.dtype)
+            states.append(x)
+        return states
 
     def local(self, requests: list[tuple[str, tuple, dict]]) -> list[list[Any]]:
         """Run single modules on given inputs: [(name, args, kwargs)] -> their results. Teacher forcing."""
@@ -324,6 +384,10 @@ def main() -> None:
     try:
         if framework == "torch":
             from parity.harness.torch_side import TorchSide as Kind
+        elif framework == "other-torch":
+            from parity.harness.other_torch_side import OtherTorchSide as Kind
+        elif framework == "other-mindspore":
+            from parity.harness.other_mindspore_side import OtherMindSporeSide as Kind
         else:
             from parity.harness.mindspore_side import MindSporeSide as Kind
         side = Kind(device, dtype)

@@ -2,7 +2,7 @@
 """Cases of `models/attention.py`."""
 
 from parity.harness.case import Case
-from parity.harness.inputs import Layout, array, normal
+from parity.harness.inputs import Layout, array, diagonal, normal
 
 BIAS = array([[0.0] * 4 + [-10000.0] * 3, [0.0] * 7])
 CROSS = dict(query_dim=48, cross_attention_dim=20, heads=3, dim_head=16, bias=True)
@@ -27,13 +27,46 @@ CASES = [
             q=normal(2, 3, 16, scale=1e-3), k=normal(2, 4096, 16, scale=1e-3), v=normal(2, 4096, 16, mean=1.0)
         ),
         name="probe_long",
+        probe="accumulation of the softmax",
     ),
-    # Logits of +-60: exp overflows in half precision unless the maximum is subtracted first.
+    # Logits of +-200: exp overflows even float32 unless the maximum is subtracted first (softmax_no_maximum).
     Case(
         "DotProductAttention",
         dict(head_dim=16),
         dict(q=normal(6, 5, 16, scale=8.0), k=normal(6, 7, 16, scale=8.0), v=normal(6, 7, 16)),
         name="probe_range",
+        probe="range of the softmax",
+    ),
+    # Activations of 300: q k exceeds 65504 unless the query is scaled first (scale_after_product). Every query meets
+    # one key, so that the result is exact.
+    Case(
+        "DotProductAttention",
+        dict(head_dim=16),
+        dict(q=diagonal(300.0, 6, 5, 16), k=diagonal(300.0, 6, 5, 16), v=normal(6, 5, 16)),
+        name="probe_overflow",
+        probe="range of the logits",
+    ),
+    # Logits of 4096 less or more by 2^-10: to nearest they are equal, cut they differ by a whole unit, which softmax
+    # makes a factor of e^2 or e^16 (rounding_truncates). In float32 the rounding of such logits would fail the control.
+    Case(
+        "DotProductAttention",
+        dict(head_dim=16),
+        dict(
+            q=array([[[64.0, 2.0**-8] + [0.0] * 14] * 3] * 2),
+            k=array([[[256.0, sign] + [0.0] * 14 for sign in (-1.0, 1.0, 1.0, -1.0, 1.0)]] * 2),
+            v=normal(2, 5, 16),
+        ),
+        name="probe_ties",
+        dtypes=("fp16", "bf16"),
+        probe="direction of rounding",
+    ),
+    # A hard mask hides a wrong factor: -2500 drops a token as -10000 does (bias_before_scale).
+    Case(
+        "DotProductAttention",
+        dict(head_dim=16),
+        dict(q=normal(6, 5, 16), k=normal(6, 7, 16), v=normal(6, 7, 16), bias=normal(2, 7, scale=3.0)),
+        name="probe_soft_bias",
+        probe="scale of the mask",
     ),
     Case(
         "Attention",

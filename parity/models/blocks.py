@@ -51,6 +51,21 @@ CASES = [
         dict(hidden_size=48, patch_size=2, out_channels=8),
         dict(x=normal(30, 48), c=normal(2, 48)),
     ),
+    # A stream whose variance is near eps: which eps each norm was built with (final_eps, block_eps).
+    Case(
+        "FinalLayer",
+        dict(hidden_size=48, patch_size=2, out_channels=8),
+        dict(x=normal(30, 48, scale=2.0**-10), c=normal(2, 48)),
+        name="probe_small",
+        probe="eps of the final norm",
+    ),
+    Case(
+        "TransformerBlock",
+        dict(hidden_size=48, num_heads=3),
+        dict(x=normal(30, 48, scale=2.0**-10), c=normal(2, 48), layout=Layout(2, 3, 5, "space")),
+        name="probe_small",
+        probe="eps of a block's norms",
+    ),
     Case("BasicTransformerBlock", CROSS, {**STREAM, **TEXT}, name="cross"),
     Case(
         "BasicTransformerBlock",

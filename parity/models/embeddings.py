@@ -9,6 +9,19 @@ STEPS = array([0, 1, 37, 999])  # cos 1 and sin 0 at 0; the largest angles at 99
 CASES = [
     Case("timestep_embedding", inputs=dict(timesteps=STEPS, dim=256)),
     Case("timestep_embedding", inputs=dict(timesteps=array([0.5, 123.25]), dim=31), name="float_odd"),
+    # cos 1 and sin 0 throughout (cos_sin_order); fractions, of which an integer cast leaves nothing (timestep_integer).
+    Case(
+        "timestep_embedding",
+        inputs=dict(timesteps=array([0, 0]), dim=256),
+        name="probe_zero",
+        probe="order of cosine and sine",
+    ),
+    Case(
+        "timestep_embedding",
+        inputs=dict(timesteps=array([0.5, 123.25, 998.5]), dim=256),
+        name="probe_fraction",
+        probe="type of the timestep",
+    ),
     Case("PatchProjection", dict(patch_size=2, in_channels=4, embed_dim=24), dict(latent=normal(3, 4, 6, 8))),
     Case(
         "PatchEmbed",
@@ -34,6 +47,22 @@ CASES = [
         dict(height=6, width=8, patch_size=2, in_channels=4, embed_dim=24, base_size=(3, 4), bias=False),
         dict(latent=normal(3, 4, 8, 12)),
         name="per_axis",
+    ),
+    # Latents of no size: the result is the table, and its type shows (positions_bf16).
+    Case(
+        "PatchEmbed",
+        dict(height=22, width=30, patch_size=2, in_channels=4, embed_dim=24, bias=False),
+        dict(latent=normal(2, 4, 22, 30, scale=1e-3)),
+        name="probe_quiet",
+        probe="type of the position table",
+    ),
+    # 2 x 8 = 16 patches: the table of a 4 x 4 grid has the right length (square_table).
+    Case(
+        "PatchEmbed",
+        dict(height=4, width=16, patch_size=2, in_channels=4, embed_dim=24),
+        dict(latent=normal(3, 4, 4, 16)),
+        name="probe_square",
+        probe="height and width of the grid",
     ),
     Case("TimestepEmbedder", dict(hidden_size=48), dict(t=STEPS)),
     Case(

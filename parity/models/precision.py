@@ -41,4 +41,14 @@ CASES = [
         "round",
         dtypes=("fp32",),
     ),
+    # Values that float16 does not hold and bf16 does (rounding_by_float16).
+    Case(
+        "Precision",
+        dict(compute="bf16", rounding="emulated"),
+        dict(x=array([1e5, -3e30, 7e-30, 1.5])),
+        "probe_bf16_range",
+        "round",
+        dtypes=("fp32",),
+        probe="range of bf16",
+    ),
 ]

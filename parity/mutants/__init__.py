@@ -1,43 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
 """Realistic port bugs, injected into the MindSpore side to show that the gates catch them.
 
-Each is a small named change of the port: `patched` replaces code while a model is built and run, `edit`
-changes a loaded model. The frameworks are imported inside, in the worker. `cases` names cases that reach the
-code; `expected` says which gate must kill it in fp32, fp16 and bf16 ("-": not detectable there, with the
-reason in `note`).
+One module per model file, each with a list MUTANTS; a new module is found by itself. A bug is written as
+  edits    replacements of text in functions of `ms_latte`, so that a reader sees the wrong line,
+  replace  other values of attributes while a model is built and run, or
+  change   a change of the loaded model.
+`cases` names the smallest cases that reach the code. `expected` says for fp32, fp16 and bf16 which gates must kill it;
+gate G1 (float64) is part of the row fp32. "-" means not detectable there, with the reason in `note`.
 """
 
+import importlib
+import inspect
+import pkgutil
+import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+
+DTYPES = ("fp32", "fp16", "bf16")
+
+
+class MutantError(ValueError):
+    """An entry of the registry that does not fit the code of the port (any more)."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One replacement in the source of a function. place: "layers.LayerNorm.construct", a path below `ms_latte.models`
+    ("checkpoint._fill": below `ms_latte`). old must occur exactly once."""
+
+    place: str
+    old: str
+    new: str
+
+
+def gates(fp32: str, fp16: str, bf16: str = "") -> dict[str, str]:
+    """Gates that must kill a mutant, per dtype; bf16 as fp16 unless given."""
+    return dict(fp32=fp32, fp16=fp16, bf16=bf16 or fp16)
+
+
+STATED = gates("G0", "G0")  # a constant that a layer prints, a shape or a set of parameters
+NUMBERS = gates("G1 G2", "G2")  # visible on ordinary inputs in every dtype
+PROBE = gates("G1 G3", "G3")  # ordinary inputs show it in float64 at best; a probe does in every dtype
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One injected bug."""
+    """One injected bug.
+
+    equivalent: the proof that it is none, "" for a bug; every gate must stay silent. form: the formulation set that
+    has the code. A declared G5 differentiates the nets among the cases too.
+    """
 
     name: str
     description: str
     cases: tuple[str, ...]
     expected: dict[str, str]
+    edits: tuple[Edit, ...] = ()
     replace: Callable[[], list[tuple[Any, str, Any]]] | None = None
     change: Callable[[Any], None] | None = None
     note: str = ""
     form: str = "CPU"
+    equivalent: str = ""
+    file: str = ""
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        """The port with this bug in its code."""
-        changes = self.replace() if self.replace else []
-        before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-        try:
-            for owner, name, value in changes:
+        """The port with this bug in its code. Raises MutantError if an edit does not fit the port's source."""
+        with ExitStack() as stack:
+            for function, code in _edited(self).items():
+                stack.callback(setattr, function, "__code__", function.__code__)
+                function.__code__ = code  # seen by everyone who imported the function by name, too
+            for owner, name, value in self.replace() if self.replace else ():
+                stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, value)
+            _forget()
+            stack.callback(_forget)
             yield
-        finally:
-            for owner, name, value in before:
-                setattr(owner, name, value)
 
     def edit(self, model: Any) -> None:
         """The loaded model with this bug in its state."""
@@ -45,201 +85,95 @@ class Mutant:
             self.change(model)
 
 
-def _cells(model, kind):
+def mutant(
+    name: str,
+    description: str,
+    cases: str | tuple[str, ...],
+    expected: dict[str, str],
+    *edits: tuple[str, str, str],
+    **rest: Any,
+) -> Mutant:
+    """A registry entry; `edits` are (place, old, new)."""
+    cases = (cases,) if isinstance(cases, str) else cases
+    return Mutant(name, description, cases, expected, tuple(Edit(*edit) for edit in edits), **rest)
+
+
+def collect() -> list[Mutant]:
+    """All entries, in the order of their files. Raises MutantError for two of one name."""
+    found: list[Mutant] = []
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda item: item.name):
+        loaded = importlib.import_module(f"{__name__}.{module.name}")
+        found += [replace(entry, file=module.name) for entry in loaded.MUTANTS]
+    names = [entry.name for entry in found]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise MutantError(f"mutants share a name: {', '.join(doubles)}")
+    return found
+
+
+def cells(model: Any, kind: str) -> list[Any]:
+    """All cells of a class, by its name."""
     return [cell for _, cell in model.cells_and_names() if type(cell).__name__ == kind]
 
 
-def _set(kind, attribute, value):
+def assign(kind: str, attribute: str, value: Any) -> Callable[[Any], None]:
+    """A `change`: another value for an attribute of every cell of a class."""
+
     def change(model):
-        for cell in _cells(model, kind):
+        found = cells(model, kind)
+        if not found:
+            raise MutantError(f"the model has no {kind}")
+        for cell in found:
             setattr(cell, attribute, value)
 
     return change
 
 
-def _cos_sin_order():
-    from mindspore import ops
-
-    from ms_latte.models import embeddings
-
-    right = embeddings.timestep_embedding
-
-    def swapped(timesteps, dim, precision):
-        cos, sin = right(timesteps, dim, precision).chunk(2, axis=1)
-        return ops.cat([sin, cos], axis=1)
-
-    return [(embeddings, "timestep_embedding", swapped)]
-
-
-def _softmax_half():
-    import mindspore as ms
-    from mindspore import ops
-
-    from ms_latte.models import attention
-
-    right = attention.DotProductAttention.construct
-
-    class HalfSoftmax:
-        def __init__(self, axis):
-            self.axis = axis
-
-        def __call__(self, x):
-            # exp and running sum in float16, as a kernel without a float32 accumulator would
-            x = ops.cast(x, ms.float16)
-            x = ops.cast(ops.exp(ops.cast(x - x.max(axis=-1, keepdims=True), ms.float32)), ms.float16)
-            total = _running_sum_half(x)
-            return ops.cast(x / total, ms.float32)
-
-    def construct(self, q, k, v, bias=None):
-        before = attention.ops.Softmax
-        attention.ops.Softmax = HalfSoftmax
-        try:
-            return right(self, q, k, v, bias)
-        finally:
-            attention.ops.Softmax = before
-
-    return [(attention.DotProductAttention, "construct", construct)]
-
-
-def _running_sum_half(x):
-    import mindspore as ms
-    import numpy as np
-
-    values = x.asnumpy()
-    total = np.zeros(values.shape[:-1], np.float16)
-    for i in range(values.shape[-1]):
-        total = (total + values[..., i]).astype(np.float16)
-    return ms.Tensor(total[..., None])
-
-
-def _mask_sign():
-    from ms_latte.models import latte_t2v
-
-    right = latte_t2v.text_bias
-
-    def flipped(mask, bias, layout, use_image_num, precision):
-        return right(None if mask is None else 1 - mask, bias, layout, use_image_num, precision)
-
-    return [(latte_t2v, "text_bias", flipped)]
-
-
-def _no_temporal_embedding():
-    from mindspore import ops
-
-    from ms_latte.models import latte, latte_t2v
-
-    changes = []
-    for owner in (latte.Latte, latte_t2v.LatteT2V):
-        right = owner.temporal_positions
-        changes.append(
-            (owner, "temporal_positions", lambda self, F, right=right: ops.zeros_like(right(self, F)))
+def _edited(entry: Mutant) -> dict[Any, Any]:
+    """function -> its code with the edits of a mutant, at the line numbers of the original."""
+    edits: dict[Any, list[Edit]] = {}
+    for edit in entry.edits:
+        edits.setdefault(_function(entry, edit.place), []).append(edit)
+    codes = {}
+    for function, group in edits.items():
+        lines, first = inspect.getsourcelines(function)
+        source = textwrap.dedent("".join(lines))
+        for edit in group:
+            if source.count(edit.old) != 1:
+                raise MutantError(
+                    f"mutant {entry.name}: {edit.old!r} occurs {source.count(edit.old)} times in {edit.place}, "
+                    "expected once; remedy: adapt the entry to the code of the port"
+                )
+            source = source.replace(edit.old, edit.new)
+        # A class cell around the function, so that super() finds it; decorators run, and are looked through.
+        wrapped = f"def _outer(__class__):\n{textwrap.indent(source, ' ')}\n return {function.__name__}"
+        space = dict(function.__globals__)
+        exec(
+            compile("\n" * max(first - 2, 0) + wrapped, inspect.getsourcefile(function), "exec"),
+            space,
         )
-    return changes
+        codes[function] = inspect.unwrap(space["_outer"](None)).__code__
+    return codes
 
 
-def _chunk_order():
-    from ms_latte.models import blocks
-
-    right = blocks.modulate
-    return [(blocks, "modulate", lambda x, shift, scale, precision: right(x, scale, shift, precision))]
-
-
-def _stopped_gradient():
-    from mindspore import ops
-
-    from ms_latte.models import blocks
-
-    right = blocks.modulate
-
-    def stopped(x, shift, scale, precision):
-        return right(x, ops.stop_gradient(shift), scale, precision)
-
-    return [(blocks, "modulate", stopped)]
+def _function(entry: Mutant, place: str) -> Any:
+    module, *path = place.split(".")
+    package = "ms_latte" if module in ("checkpoint", "device", "pretrained") else "ms_latte.models"
+    try:
+        value = importlib.import_module(f"{package}.{module}")
+        for name in path:
+            value = getattr(value, name)
+    except (ImportError, AttributeError) as error:
+        raise MutantError(f"mutant {entry.name}: the port has no {place} ({error})") from error
+    return inspect.unwrap(value.fget if isinstance(value, property) else value)
 
 
-def _transpose_square(model):
-    for name, parameter in model.parameters_and_names():
-        if parameter.ndim == 2 and parameter.shape[0] == parameter.shape[1] and name.endswith("weight"):
-            parameter.set_data(parameter.value().swapaxes(0, 1).copy())
-            return
+def _forget() -> None:
+    """Clear the caches of tables and indices: they hold what the code computed before."""
+    for name in ("constants", "layers"):
+        for value in vars(importlib.import_module(f"ms_latte.models.{name}")).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
 
 
-def _round_weights(model):
-    import mindspore as ms
-    from mindspore import ops
-
-    for parameter in model.get_parameters():
-        parameter.set_data(ops.cast(ops.cast(parameter.value(), ms.bfloat16), parameter.dtype))
-
-
-NETS = ("latte.Latte-class", "latte_t2v.LatteT2V-mask2d")
-G2 = {"fp32": "G1 G2", "fp16": "G2", "bf16": "G2"}
-
-_ALL = (
-    Mutant(
-        "gelu_erf",
-        "GELU in the erf form instead of tanh",
-        ("layers.GELU-probe_tail", *NETS),
-        {"fp32": "G0 G1 G2", "fp16": "G0 G2", "bf16": "G0 G2"},
-        change=_set("GELU", "approximate", "none"),
-    ),
-    Mutant(
-        "layer_norm_eps",
-        "LayerNorm eps 1e-5 instead of 1e-6",
-        ("layers.LayerNorm-probe_small", *NETS),
-        {"fp32": "G0 G1 G2", "fp16": "G0 G2", "bf16": "G0 G2"},
-        change=_set("LayerNorm", "eps", 1e-5),
-    ),
-    Mutant("cos_sin_order", "timestep sinusoid as [sin | cos]", NETS, G2, replace=_cos_sin_order),
-    Mutant(
-        "no_attention_scale",
-        "logits not divided by the square root of the head width",
-        NETS,
-        {"fp32": "G0 G1 G2", "fp16": "G0 G2", "bf16": "G0 G2"},
-        change=_set("DotProductAttention", "scale", 1.0),
-    ),
-    Mutant(
-        "pad_same",
-        'patch convolution with pad_mode "same" instead of "valid"',
-        ("layers.PatchConv-probe_odd",),
-        {"fp32": "G0 G2", "fp16": "G0 G2", "bf16": "G0 G2"},
-        change=_set("PatchConv", "pad_mode", "same"),
-        form="Ascend",  # the im2col formulation of the CPU refuses any padding
-        note="bitwise equal to valid wherever the patch divides the size",
-    ),
-    Mutant(
-        "softmax_half",
-        "softmax with exp and running sum in float16",
-        ("attention.DotProductAttention-probe_long", *NETS),
-        G2,
-        replace=_softmax_half,
-    ),
-    Mutant("mask_sign", "text mask read as 1 = drop", ("latte_t2v.LatteT2V-mask2d",), G2, replace=_mask_sign),
-    Mutant("no_temporal_embedding", "temporal positions left out", NETS, G2, replace=_no_temporal_embedding),
-    Mutant("chunk_order", "shift and scale swapped", NETS, G2, replace=_chunk_order),
-    Mutant(
-        "stopped_gradient",
-        "the gradient of every shift is stopped",
-        ("latte.Latte-class", "latte_t2v.LatteT2V-mask2d"),
-        {"fp32": "G5", "fp16": "G5", "bf16": "G5"},
-        replace=_stopped_gradient,
-        note="no forward differs",
-    ),
-    Mutant(
-        "transposed_weight",
-        "one square weight transposed on loading",
-        NETS,
-        {"fp32": "G0 G1 G2", "fp16": "G0 G2", "bf16": "G0 G2"},
-        change=_transpose_square,
-    ),
-    Mutant(
-        "bf16_weights",
-        "weights rounded to bf16 on loading",
-        NETS,
-        {"fp32": "G0 G1 G2", "fp16": "G0", "bf16": "-"},
-        change=_round_weights,
-        note="bf16 weights are the weights of a bf16 model: no bug there",
-    ),
-)
-
-MUTANTS = {mutant.name: mutant for mutant in _ALL}
+MUTANTS = {entry.name: entry for entry in collect()}

@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gate G5 on itself: bugs that only a gradient shows, gradients that vanish, the limit on literal numbers."""
+"""Gate G5 on itself: bugs that only a gradient, only a second step or only the compiled port shows; the limits on
+literal numbers."""
 
 import numpy as np
 import pytest
 
-from parity.harness.behaviour import judge, run_gradients
+from parity.harness.behaviour import (
+    judge,
+    judge_drift,
+    judge_graph,
+    one_ulp_away,
+    run_drift,
+    run_gradients,
+    run_graph,
+)
 from parity.harness.case import collect
 from parity.harness.runner import Session, run_case
+
+STEPS = dict(state="x", time="t", times=[977, 500, 3])
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +78,128 @@ def test_nan_and_other_shapes_fail():
     for wrong in (np.full(50, np.nan), np.zeros(49)):
         ours, theirs, exact = arrays(w2=wrong)
         assert [tap.tap for tap in judge(ours, theirs, exact, "fp32", "CPU", 1) if tap.failed] == ["w2#0"]
+
+
+# --------------------------------------------------------------------------------------------- drift and graph mode
+
+# Python imports this file when a worker starts: two bugs that no single forward in PyNative shows.
+REGISTERED = '''
+import parity.mutants
+
+
+def stale_time():
+    """The embedding of the first timestep is kept for all later ones, as a careless cache does."""
+    from ms_latte.models import embeddings
+
+    right, kept = embeddings.TimestepEmbedder.construct, {}
+
+    def construct(self, *args):
+        if id(self) not in kept:
+            kept[id(self)] = right(self, *args)
+        return kept[id(self)]
+
+    return [(embeddings.TimestepEmbedder, "construct", construct)]
+
+
+def compiled_otherwise():
+    """A residual that is wrong in the compiled port alone."""
+    import mindspore as ms
+    from ms_latte.models import blocks
+
+    right = blocks.residual
+
+    def residual(x, h, precision, gate=None):
+        return right(x, h, precision, gate) + 1e-4 * x
+
+    return [(blocks, "residual", residual)] if ms.get_context("mode") == ms.GRAPH_MODE else []
+
+
+for function in (stale_time, compiled_otherwise):
+    parity.mutants.MUTANTS[function.__name__] = parity.mutants.Mutant(
+        function.__name__, function.__doc__, (), {}, replace=function
+    )
+'''
+
+
+@pytest.fixture(scope="module")
+def infected(tmp_path_factory):
+    """A session whose workers know two more bugs."""
+    folder = tmp_path_factory.mktemp("registered")
+    (folder / "sitecustomize.py").write_text(REGISTERED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        session = Session()
+        yield session
+        session.pool.stop()
+
+
+def test_a_bug_of_the_second_step_is_caught_by_drift_alone(infected):
+    """A cache that keeps the first timestep: every single forward is right, and repeatable."""
+    net = case("latte.Latte-class")
+    assert run_case(infected, net, "fp32", mutant="stale_time").passed
+    result = run_drift(infected, net, "fp32", mutant="stale_time", **STEPS)
+    (first,) = result.failures
+    assert first.tap == "step 2#0" and "allowed 2 times the larger" in first.reason and not result.broken
+    assert result.taps[-1].verdict == "inherited"
+    healthy = run_drift(infected, net, "fp32", **STEPS)
+    assert healthy.passed and [tap.tap for tap in healthy.taps] == ["step 1#0", "step 2#0", "#0"]
+
+
+def test_a_bug_of_the_compiled_port_is_caught_by_graph_mode_alone(infected):
+    net = case("latte.Latte-class")
+    assert run_case(infected, net, "fp32", mutant="compiled_otherwise").passed
+    result = run_graph(infected, net, "fp32", mutant="compiled_otherwise")
+    assert [tap.verdict for tap in result.taps] == ["FAIL end"] and not result.broken
+    healthy = run_graph(infected, net, "fp32")
+    assert healthy.passed and healthy.taps[0].reason.endswith("PyNative")
+
+
+def test_drift_needs_a_control(session):
+    with pytest.raises(ValueError, match="fp32, fp16, bf16"):
+        run_drift(session, case("latte.Latte-class"), "fp64", **STEPS)
+
+
+@pytest.mark.parametrize(("dtype", "ulp"), [("fp32", 2.0**-23), ("fp16", 2.0**-10), ("bf16", 2.0**-7)])
+def test_the_twin_starts_one_ulp_away(dtype, ulp):
+    start = np.array([1.0, -1.5, 3.0])
+    assert np.array_equal(np.abs(one_ulp_away(start, dtype)) - np.abs(start), [ulp, ulp, 2 * ulp])
+
+
+def test_chaos_is_no_fault_and_a_fault_is_no_chaos():
+    """The limit is twice the larger drift of control and twin, at every step."""
+    rng = np.random.default_rng(3)
+    exact = [rng.standard_normal(50) for _ in range(4)]
+
+    def off(*errors):
+        return [x * (1 + error) for x, error in zip(exact, errors, strict=True)]
+
+    quiet, chaotic = off(1e-7, 1e-7, 1e-7, 1e-7), off(1e-7, 1e-6, 1e-5, 1e-4)
+    assert not any(
+        tap.failed for tap in judge_drift(off(1e-7, 1.9e-6, 1.9e-5, 1.9e-4), quiet, exact, chaotic, "fp32")
+    )
+    assert not any(
+        tap.failed for tap in judge_drift(off(1e-7, 1.9e-6, 1.9e-5, 1.9e-4), chaotic, exact, quiet, "fp32")
+    )
+    taps = judge_drift(off(1e-7, 2.1e-6, 1.9e-5, 1e-4), quiet, exact, chaotic, "fp32")
+    assert [tap.verdict for tap in taps] == ["ok", "FAIL end", "ok", "ok"]
+    broken = [exact[0], exact[1] * np.nan, exact[2], exact[3][:9]]
+    assert [tap.failed for tap in judge_drift(broken, quiet, exact, chaotic, "fp32")] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_graph_mode_may_be_as_good_or_have_the_same_bits():
+    rng = np.random.default_rng(4)
+    exact = [rng.standard_normal(50)]
+    theirs, wrong = [exact[0] * (1 + 1e-7)], [exact[0] * 1.01]
+
+    def failed(ours, eager):
+        return judge_graph(ours, eager, theirs, exact, "fp32", "CPU").failed
+
+    assert not failed([exact[0] * (1 - 1e-7)], theirs) and not failed(
+        wrong, wrong
+    )  # other gates judge PyNative
+    assert failed(wrong, theirs) and failed([exact[0][:9]], theirs) and failed([], theirs)

@@ -42,6 +42,7 @@ def parity(*words, cwd=ROOT):
         (["--checkpoint", GOLDEN / "latte_class.pt"], "--set num_heads="),
         (["--quick", "--size", "full"], "exclude each other"),
         (["--set", "num_heads=2"], "none is given"),
+        (["--lang", "de"], "expected en or zh"),
         (["--frames", "3"], "--frames needs --size full"),
         (["--frames", "0", "--size", "full"], "expected 1 or more"),
     ],
@@ -66,6 +67,11 @@ def test_a_run_leaves_its_report(tmp_path):
     results = json.loads((tmp_path / "out/parity.json").read_text())["results"]
     assert len(results) == len({(r["case"], r["dtype"], r["form"]) for r in results}) > 0
     assert "| case |" in (tmp_path / "out/parity.md").read_text()
+    page = (tmp_path / "out/parity.html").read_text()
+    stored = page.partition('id="data">')[2].partition("</script>")[0]
+    taps = sum(len(run["tap"]) for run in json.loads(stored)["runs"])
+    assert '<html lang="en">' in page and taps == len(rows) > 0
+    assert "not judged in this run" in done.stdout and "fp32, fp16 (--dtype)" in done.stdout
     names = [item.get("name") for item in xml.parse(tmp_path / "out/junit.xml").iter("property")]
     assert "worst_local" in names
 
@@ -93,7 +99,21 @@ def test_a_checkpoint_is_judged_from_its_own_weights(tmp_path):
     assert digest in (tmp_path / "parity.json").read_text() and digest in (tmp_path / "parity.md").read_text()
 
 
-def test_a_failure_is_short_and_repeatable(tmp_path):
+def test_a_run_speaks_chinese(tmp_path):
+    words = ["--quick", "--model", "Latte", "-k", "LayerNorm", "--lang", "zh", "--report", "out"]
+    done = parity(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    lines = [line for line in done.stdout.splitlines() if "LayerNorm" in line and line.startswith(" ")]
+    assert lines and all(line.endswith("通过") for line in lines)
+    assert "0 失败" in done.stdout and "设备 CPU" in done.stdout and "真值" in done.stdout
+    assert "G2, G3 与 G5 (--quick)" in done.stdout and "本次未比对" in done.stdout
+    assert not any(word in done.stdout for word in ("relative", "propagated", "formulation", "rows ok"))
+    assert '<html lang="zh-CN">' in (tmp_path / "out/parity.html").read_text()
+    stored = json.loads((tmp_path / "out/parity.json").read_text())
+    assert stored["header"][0].startswith("device CPU")  # files keep the judge's English
+
+
+def test_a_failure_is_short_and_repeatable(tmp_path, monkeypatch):
     """A checkpoint with one NaN: the message has at most 15 lines and ends in a command that fails the same way."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -106,8 +126,16 @@ def test_a_failure_is_short_and_repeatable(tmp_path):
     metadata = {"format": "pt", "model": source.model, "config": json.dumps(source.config), "layout": "ours"}
     save_file(tensors, tmp_path / "broken.safetensors", metadata)
     words = ["--checkpoint", tmp_path / "broken.safetensors", "--dtype", "fp32", "--report", tmp_path / "out"]
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     done = parity(*words)
     assert done.returncode == 1, done.stdout
+    (place,) = {
+        line.partition("#")[2]
+        for line in done.stdout.splitlines()
+        if "parity.html#run/G1" in line and "::" not in line
+    }
+    assert f'id="{place}"' in (tmp_path / "out/parity.html").read_text()
+    assert "::error " in done.stdout and "title=latte.Latte-file (G1 fp64" in done.stdout
     command = next(line for line in done.stdout.splitlines() if "reproduce: " in line).partition(
         "reproduce: "
     )[2]

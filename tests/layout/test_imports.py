@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "converters": {"numpy", "safetensors"},
     "parity": {
         *("mindspore", "torch", "numpy", "safetensors", "pydantic", "yaml", "PIL", "rich"),
-        *("pytest", "diffusers", "transformers"),
+        *("pytest", "diffusers", "transformers", "mindone"),
         *("ms_latte", "torch_ref", "converters"),
     },
 }
@@ -30,7 +30,11 @@ def is_worker_module(path):
 
 def may_be_lazy(path):
     """Judge modules whose functions run inside a worker process."""
-    return path.parent.name == "mutants" or path.name == "worker.py" or "benchmark" in path.as_posix()
+    return (
+        path.parent.name in ("mutants", "others")
+        or path.name == "worker.py"
+        or "benchmark" in path.as_posix()
+    )
 
 
 def import_problems(root, package):
@@ -121,6 +125,8 @@ def test_a_forbidden_import_is_found(broken, path, line):
         ("parity/harness/runner.py", "from parity.harness import torch_side", True),
         ("parity/mutants/layers.py", "from ms_latte.models import blocks", True),
         ("parity/mutants/layers.py", "def f():\n    from ms_latte.models import blocks", False),
+        ("parity/others/example.py", "import torch", True),
+        ("parity/others/example.py", "def f():\n    import torch", False),
         ("parity/harness/torch_side.py", "import torch.nn", False),
     ],
 )

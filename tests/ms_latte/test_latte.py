@@ -214,7 +214,6 @@ def test_wrong_arguments_are_named(condition, named, message):
         (dict(depth=3), "even"),
         (dict(hidden_size=52), "52 is not divisible by 3 heads"),
         (dict(attention="xformers"), "'xformers'; expected one of math, flash"),
-        (dict(attention="flash"), "flash attention is not built yet"),
     ],
 )
 def test_wrong_constructor_arguments_are_named(named, message):

@@ -365,7 +365,6 @@ def test_recompute_changes_nothing(monkeypatch):
         (dict(norm_type="layer_norm"), "norm_type 'layer_norm' is not built yet"),
         (dict(norm_type="ada_norm_zero"), "norm_type 'ada_norm_zero' is not built yet"),
         (dict(dropout=0.1), "dropout 0.1 is not built yet"),
-        (dict(enable_flash_attention=True), "enable_flash_attention=False"),
         (dict(cross_attention_dim=40), "cross_attention_dim 40 differs"),
         (dict(in_channels=None, patch_size=None), "needs in_channels, patch_size"),
         (dict(caption_channels=None), "needs caption_channels"),

@@ -229,10 +229,6 @@ def test_models_use_the_tanh_form():
     [
         (lambda: mlp.FeedForward(8, activation_fn="geglu"), "'geglu' is not built yet"),
         (lambda: mlp.FeedForward(8, dropout=0.1), "dropout 0.1"),
-        (
-            lambda: attention.MultiHeadAttention(48, enable_flash_attention=True),
-            "flash attention is not built yet",
-        ),
         (lambda: attention.DotProductAttention(16, "sdpa"), "'sdpa'; expected one of math, flash"),
         (lambda: blocks.BasicTransformerBlock(48, 3, 16, norm_type="ada_norm"), "norm_type 'ada_norm'"),
         (

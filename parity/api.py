@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The harness for any PyTorch -> MindSpore port: two factories and a description of the inputs are enough.
+
+    from parity import api
+    from parity.harness.inputs import integers, normal
+
+    outcome = api.compare(
+        reference="pkg.torch_model:make",  # or "path/file.py:make", or the function itself
+        port="pkg.mindspore_model:make",
+        inputs=dict(x=normal(2, 3, 16, 12), t=integers(2, high=1000)),
+        weights="auto",  # "names", or {"reference.name": "port.name"}
+        dtypes=("fp32",),
+    )
+    print("\\n".join(outcome.lines))
+    assert outcome.passed
+
+The same as a file that `python -m parity other FILE.py` runs is `parity/others/example.py`: copy it.
+
+What happens. Each factory runs in processes of its own, one framework each, so the machine that judges imports
+neither. The parameters are paired (`parity.harness.pairing`: by name, map, shape or numeric probing, always proven),
+filled with seeded weights that are not degenerate, and their bits are read back. Layers are paired from their
+parameters. Then the one judge of this project, `runner.run_case`, compares every paired layer and the output:
+
+    G0 contract, G1 both in float64 (casts to float32 inside either model are lifted to float64), G2 the ratio rule in
+    each of `dtypes`, G5 gradients of every parameter and input with `gradients=True`.
+
+In fp16 and bf16 both models run natively, as `.half()` and `.bfloat16()` make them; the truth runs in float64 on the
+same rounded weights and inputs. MindSpore's CPU lacks kernels for bf16 and some for fp16 and float64: a float64 run
+that the port cannot do is reported as not run, with the reason, unless `semantics=True` demands it.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity.harness import pairing, report, weights
+from parity.harness.backends import Pool, Worker, WorkerError
+from parity.harness.behaviour import run_gradients
+from parity.harness.gates import NATIVE_FORMS, CaseResult
+from parity.harness.inputs import realize
+from parity.harness.other import HALF, Other
+from parity.harness.pairing import Layer, Pairing, PairingError, Parameter
+from parity.harness.runner import Session, run_case
+from parity.harness.trace import fetch
+
+DTYPES = ("fp32", "fp16", "bf16")
+DEVICES = ("CPU", "Ascend")
+
+
+class ComparisonError(ValueError):
+    """A comparison that cannot be made: wrong arguments, a factory that fails, parameters without partners."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, as data. Run it with `compare(**...)`, `run(comparison)` or `python -m parity other FILE`.
+
+    reference, port: factories of a torch.nn.Module and a mindspore.nn.Cell: "package.module:name",
+    "path/file.py:name" or a function; `config` goes to both as keyword arguments.
+    inputs: name -> `parity.harness.inputs` descriptor or plain value, the keyword arguments of the call; or a list,
+    passed by position, where the two sides name their arguments differently.
+    weights: "names", "auto", or a map from names or dotted prefixes of the reference to those of the port.
+    layers: reference name -> port name, or None to leave a layer out; the rest is paired from the parameters.
+    dtypes: of G2. semantics: G1; None runs it if the port can. gradients: G5. method: called instead of the
+    model. keep: parameters and buffers (reference names) that stay as the reference constructed them.
+    """
+
+    reference: str | Callable = ""
+    port: str | Callable = ""
+    inputs: Mapping[str, Any] | Sequence[Any] = ()
+    name: str = "net"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | Mapping[str, Any] = "auto"
+    layers: Mapping[str, str | None] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("fp32",)
+    semantics: bool | None = None
+    gradients: bool = False
+    method: str = ""
+    keep: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """results: of the judge, one per gate and dtype. header: device, versions, pairing. not_run: what and why."""
+
+    results: list[CaseResult]
+    header: list[str]
+    pairing: Pairing
+    not_run: list[str] = field(default_factory=list)
+    verbose: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Absent is failed: an outcome without results does not pass."""
+        return bool(self.results) and all(result.passed for result in self.results)
+
+    @property
+    def lines(self) -> list[str]:
+        """Header, tables and failures, as the terminal shows them."""
+        lines = [
+            *self.header,
+            *(f"not run: {line}" for line in self.not_run),
+            report.contract_line(self.results),
+        ]
+        lines += report.summary(self.results, self.verbose)
+        for result in self.results:
+            if not result.passed:
+                lines += ["", *report.failure(result)]
+        return lines
+
+
+class OtherPool(Pool):
+    """Workers that build models from import paths."""
+
+    def get(self, framework: str, device: str, dtype: str) -> Worker:
+        return super().get(f"other-{framework}", device, dtype)
+
+
+def compare(
+    *, device: str = "CPU", report: str | None = None, verbose: bool = False, command: str = "", **what: Any
+) -> Outcome:
+    """Judge a port. what: the fields of `Comparison`. report: folder for the CSV, JSON, Markdown and HTML files.
+
+    Raises ComparisonError for wrong arguments, a factory that fails, or parameters that cannot be paired for sure.
+    """
+    unknown = [name for name in what if name not in Comparison.__dataclass_fields__]
+    if unknown:
+        raise ComparisonError(
+            f"unknown: {', '.join(unknown)}; expected {', '.join(Comparison.__dataclass_fields__)}"
+        )
+    return run(Comparison(**what), device, report, verbose, command)
+
+
+def run(
+    comparison: Comparison,
+    device: str = "CPU",
+    folder: str | None = None,
+    verbose: bool = False,
+    command: str = "",
+    pool: OtherPool | None = None,
+) -> Outcome:
+    """Pair, then judge every gate asked for. command: the line that repeats it, for the messages. pool: processes to
+    reuse for several comparisons; they are left running.
+
+    Raises ComparisonError.
+    """
+    case = _case(comparison, device)
+    session = Session(device=device, pool=pool or OtherPool())
+    try:
+        found, header, norms = _pair(session, comparison, case)
+        case = replace(case, pairing=found)
+        outcome = Outcome([], header, found, verbose=verbose)
+        form = NATIVE_FORMS[1] if norms else device
+        if comparison.semantics is not False:
+            result = run_case(session, case, "fp64", form, diagnose=False)
+            excuse = _cannot(session, result) if comparison.semantics is None else ""
+            if excuse:
+                outcome.not_run.append(f"G1, float64: {excuse}")
+            else:
+                outcome.results.append(result)
+                if comparison.gradients:
+                    outcome.results.append(run_gradients(session, case, "fp64", form))
+        for dtype in comparison.dtypes:
+            outcome.results.append(run_case(session, case, dtype, form, diagnose=False))
+            if comparison.gradients:
+                outcome.results.append(run_gradients(session, case, dtype, form))
+    except WorkerError as error:
+        raise ComparisonError(_first_line(error)) from None
+    finally:
+        if pool is None:
+            session.pool.stop()
+    for result in outcome.results:
+        result.reproduce, result.repro = command, ""
+    if folder is not None:
+        paths = report.write(outcome.results, header, Path(folder), not_run=outcome.not_run)
+        outcome.header = [*header, f"report: {', '.join(map(str, paths))}"]
+    return outcome
+
+
+def _case(comparison: Comparison, device: str) -> Other:
+    wrong = [dtype for dtype in comparison.dtypes if dtype not in DTYPES]
+    if wrong:
+        raise ComparisonError(f"dtypes: {', '.join(wrong)} unknown; expected some of {', '.join(DTYPES)}")
+    if device not in DEVICES:
+        raise ComparisonError(f"device {device!r}: expected {' or '.join(DEVICES)}")
+    if not comparison.inputs:
+        raise ComparisonError(
+            "inputs: none given; expected descriptors, e.g. dict(x=normal(2, 16)) or [normal(2, 16)]"
+        )
+    inputs = comparison.inputs
+    inputs = dict(inputs) if isinstance(inputs, Mapping) else {str(i): item for i, item in enumerate(inputs)}
+    return Other(
+        target=comparison.name,
+        init=dict(comparison.config),
+        inputs=inputs,
+        name=f"{comparison.name}-other",
+        method=comparison.method,
+        net=f"other {comparison.name}",
+        keep=tuple(comparison.keep),
+        seed=comparison.seed,
+        reference=_path(comparison.reference, "reference"),
+        port=_path(comparison.port, "port"),
+    )
+
+
+def _path(factory: str | Callable, which: str) -> str:
+    """A factory as a path that a worker can follow."""
+    if isinstance(factory, str):
+        place, colon, name = factory.rpartition(":")
+        if not (place and colon and name):
+            raise ComparisonError(
+                f"{which}={factory!r}: expected 'package.module:function' or 'path/file.py:function'"
+            )
+        return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else factory
+    name = getattr(factory, "__qualname__", "<?>")
+    if not callable(factory) or "<" in name or "." in name:
+        raise ComparisonError(
+            f"{which}: expected a path or a function at the top level of a file, got {factory!r}"
+        )
+    return f"{Path(inspect.getsourcefile(factory)).resolve()}:{name}"
+
+
+# ------------------------------------------------------------------------------------------------- pairing
+
+
+def _pair(session: Session, comparison: Comparison, case: Other) -> tuple[Pairing, list[str], bool]:
+    """The proven pairing, the header, and whether the port normalises with MindSpore's native kernels."""
+    control, port = _built(session, case, "torch"), _built(session, case, "mindspore")
+    theirs, their_layers = control("describe")
+    ours, our_layers = port("describe")
+    inputs = realize(case.inputs, case.seed)
+    request = dict(inputs=inputs, method=case.method)
+
+    def runner_of(worker, which):
+        def run_once(tensors):
+            try:
+                outputs = worker("probe", tensors=tensors, **request)
+            except WorkerError as error:
+                raise ComparisonError(f"{which} does not run: {_first_line(error)}") from None
+            return np.concatenate([np.asarray(fetch(x), np.float64).reshape(-1) for x in outputs])
+
+        return run_once
+
+    runners = runner_of(control, f"reference {case.reference}"), runner_of(port, f"port {case.port}")
+
+    def probe(left, right):
+        return pairing.take_signatures(*runners, theirs, ours, left, right)
+
+    try:
+        links = pairing.pair_parameters(theirs, ours, comparison.weights, probe)
+        layers, left_over = pairing.pair_layers(their_layers, our_layers, links, comparison.layers)
+        foreign = [name for name in comparison.keep if name not in {link.theirs for link in links}]
+        if foreign:
+            raise PairingError(f"keep: {', '.join(foreign)} is no paired parameter of the reference")
+    except PairingError as error:
+        raise ComparisonError(str(error)) from None
+    found = Pairing(tuple(links), layers)
+    found, notes = _tried(session, replace(case, pairing=found), theirs, left_over)
+    stated = _stated(found, their_layers, our_layers)
+    found = replace(found, stated=stated)
+    return found, _header(comparison, case, found, notes, control, port), port("native_norms")
+
+
+def _built(session: Session, case: Other, framework: str) -> Worker:
+    device = session.device if framework == "mindspore" else "CPU"
+    which, path = ("port", case.port) if framework == "mindspore" else ("reference", case.reference)
+    try:
+        worker = session.pool.get(framework, device, "fp32")
+        worker("build", case=case)
+    except WorkerError as error:
+        raise ComparisonError(f"{which} {path}: {_first_line(error)}") from None
+    return worker
+
+
+def _tried(session, case: Other, theirs: list[Parameter], left_over: list[str]) -> tuple[Pairing, list[str]]:
+    """Run both sides once: leave out layers that only one side calls or that cannot take the other's arguments.
+
+    A layer with parameters that one side does not call stays: the contract reports it.
+    """
+    control, port = (_built(session, case, framework) for framework in ("torch", "mindspore"))
+    state = weights.random_state(control("build", case=case), case.seed)
+    port("build", case=case)
+    for worker in (control, port):
+        worker("load", tensors=state)
+    request = dict(inputs=realize(case.inputs, case.seed), method=case.method, stages=False)
+    try:
+        reference = control("trace", keep_inputs=True, **request)
+    except WorkerError as error:
+        raise ComparisonError(f"reference {case.reference} does not run: {_first_line(error)}") from None
+    try:
+        answer = port("trace", keep_inputs=False, **request)
+    except WorkerError as error:
+        raise ComparisonError(f"port {case.port} does not run: {_first_line(error)}") from None
+    found, notes = case.pairing, []
+    called = [{tap.rpartition("#")[0] for tap in trace} for trace in (reference, answer)]
+    holders = {link.theirs.rpartition(".")[0] for link in found.links}
+    one_sided = [
+        name
+        for name in found.layers
+        if name and name not in holders and (name in called[0]) != (name in called[1])
+    ]
+    if one_sided:
+        notes.append(f"called on one side only, judged inside their parents: {', '.join(one_sided)}")
+    out = {}  # layers that cannot be compared one to one -> why
+    for tap, record in reference.items():
+        name = tap.rpartition("#")[0]
+        mine, other = ([tuple(fetch(x).shape) for x in r.outputs] for r in (record, answer.get(tap, record)))
+        if name and mine != other and len(mine) == len(other):
+            out.setdefault(
+                name, f"results are {_sizes(other)} instead of {_sizes(mine)}: another order of axes"
+            )
+    taps = [tap for tap in reference if tap.rpartition("#")[0] not in ("", *one_sided, *out)]
+    requests = [(tap.rpartition("#")[0], reference[tap].args, reference[tap].kwargs) for tap in taps]
+    refusals = [worker("attempt", requests=requests) for worker in (control, port)]
+    for tap, mine, other in zip(taps, *refusals, strict=True):
+        why = mine or other
+        if why:
+            out.setdefault(tap.rpartition("#")[0], f"cannot be called with the reference's arguments ({why})")
+    notes += [f"{name} is judged inside its parent: {why}" for name, why in out.items()]
+    if left_over:
+        notes.append(f"without a partner, judged inside their parents: {', '.join(left_over)}")
+    layers = {
+        name: other for name, other in found.layers.items() if name not in one_sided and name not in out
+    }
+    kept = [tap for tap in reference if tap.rpartition("#")[0] in layers]
+    moved = next(
+        (a for a, b in zip(kept, [tap for tap in answer if tap in kept], strict=False) if a != b), ""
+    )
+    if moved:
+        notes.append(f"the port runs its layers in another order, from {moved.rpartition('#')[0]} on")
+    return replace(found, layers=layers, order=tuple(kept), notes=tuple(notes)), notes
+
+
+def _sizes(shapes: list[tuple]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def _stated(found: Pairing, theirs: list[Layer], ours: list[Layer]) -> tuple[str, ...]:
+    """Layers of one kind whose constants both sides state."""
+    mine, other = {layer.name: layer for layer in theirs}, {layer.name: layer for layer in ours}
+    return tuple(
+        name
+        for name, partner in found.layers.items()
+        if mine[name].statement and other[partner].statement and mine[name].kind == other[partner].kind
+    )
+
+
+def _header(comparison, case: Other, found: Pairing, notes, control: Worker, port: Worker) -> list[str]:
+    theirs, ours = control.environment, port.environment
+    by = {}
+    for link in found.links:
+        by[link.by] = by.get(link.by, 0) + 1
+    changed = [f"{link.theirs} {link.transform}" for link in found.links if link.transform]
+    lines = [
+        f"{comparison.name}: reference {case.reference} · port {case.port}",
+        f"device {ours['device']} · MindSpore {ours['mindspore']} · torch {theirs['torch']} CPU · "
+        f"numpy {ours['numpy']}",
+        "truth float64 torch · control torch in the tested dtype · casts to float32 inside both are lifted in float64",
+        f"paired {len(found.links)} parameters ({', '.join(f'{n} by {rule}' for rule, n in by.items())}), "
+        f"{len(found.layers)} layers, constants of {len(found.stated)} compared",
+    ]
+    if changed:
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        lines.append(f"transforms: {', '.join(changed[:6])}{more}")
+    if any(dtype in HALF for dtype in comparison.dtypes):
+        lines.append("fp16, bf16: both models natively in half precision, weights and inputs rounded once")
+        if ours["device"] == "CPU":
+            lines.append(
+                "on the CPU, MindSpore's half kernels round more often than torch's (a Dense twice): ratios up to "
+                "about 2 are theirs, not the port's"
+            )
+    return lines + notes
+
+
+def _cannot(session: Session, result: CaseResult) -> str:
+    """Why the port cannot run in float64 at all, or ""."""
+    crash = next((check for check in result.broken if check.name == "runs"), None)
+    return crash.detail if crash else ""
+
+
+def _first_line(error: WorkerError) -> str:
+    lines = str(error).strip().splitlines() or ["?"]
+    return f"{error.kind}: {lines[0]}"
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+
+def examples() -> dict[str, Path]:
+    """Definitions that come with the project: name -> file."""
+    folder = Path(__file__).parent / "others"
+    files = sorted(folder.glob("*.py"))
+    return {
+        file.stem: file for file in files if not file.stem.startswith("_") and not file.stem.endswith("_side")
+    }
+
+
+def definition(word: str) -> Comparison:
+    """COMPARISON of a file, or of an example by name. Raises ComparisonError."""
+    path = examples().get(word, Path(word))
+    if not path.is_file():
+        raise ComparisonError(f"{word}: no such file, nor one of the examples {', '.join(examples())}")
+    spec = importlib.util.spec_from_file_location(f"_definition_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may raise anything
+        raise ComparisonError(f"{path}: {type(error).__name__}: {error}") from None
+    found = getattr(module, "COMPARISON", None)
+    if not isinstance(found, Comparison):
+        raise ComparisonError(
+            f"{path}: expected COMPARISON = api.Comparison(...), found {type(found).__name__}"
+        )
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: all gates pass, 1: a disagreement, 2: the comparison could not be made."""
+    parser = argparse.ArgumentParser(
+        prog="python -m parity other",
+        description="Judge a port of other people, a torch module against a MindSpore cell, by this project's gates.",
+        epilog=f"Examples that come with the project: {', '.join(examples())}. "
+        "Start with: cp parity/others/example.py mine.py; python -m parity other mine.py --dtype fp32",
+    )
+    parser.add_argument(
+        "file", metavar="FILE", help="a file that defines COMPARISON, or the name of an example"
+    )
+    parser.add_argument("--device", default="CPU", help="device of the port: CPU or Ascend (default: CPU)")
+    parser.add_argument("--dtype", default="", help="comma list of fp32, fp16, bf16 (default: the file's)")
+    parser.add_argument("--gradients", action="store_true", help="gate G5 too, whatever the file says")
+    parser.add_argument("--report", default="parity-report", metavar="DIR", help="where the report files go")
+    parser.add_argument("-v", "--verbose", action="store_true", help="all rows of all tables")
+    options = parser.parse_args(arguments)
+    try:
+        comparison = definition(options.file)
+        if options.dtype:
+            comparison = replace(comparison, dtypes=tuple(options.dtype.split(",")))
+        if options.gradients:
+            comparison = replace(comparison, gradients=True)
+        command = ["python", "-m", "parity", "other", options.file]
+        command += ["--dtype", ",".join(comparison.dtypes)] + (["--gradients"] if options.gradients else [])
+        outcome = run(comparison, options.device, options.report, options.verbose, shlex.join(command))
+    except ComparisonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(outcome.lines))
+    return 0 if outcome.passed else 1

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A torch net and MindSpore ports of it, right and wrong, for the tests of parity.api. `bug` names what is wrong."""
+
+
+def reference(bug=""):
+    """(B, 6) -> (B, 4)."""
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(6, 8)
+            self.act = nn.GELU()
+            self.norm = nn.LayerNorm(8, eps=1e-5)
+            self.mix = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x, shift=0.3):
+            h = self.norm(self.act(self.up(x)))
+            return self.head(h + torch.tanh(self.mix(h)) + shift)
+
+    return Net()
+
+
+def port(bug=""):
+    """The same under other names."""
+    import numpy as np
+    from mindspore import Parameter, Tensor, nn, ops
+
+    class Stored(nn.Cell):
+        """A matrix stored as (in, out)."""
+
+        def __init__(self, into, out):
+            super().__init__()
+            self.kernel = Parameter(Tensor(np.zeros((into, out), np.float32)))
+            self.offset = Parameter(Tensor(np.zeros(out, np.float32)))
+
+        def construct(self, x):
+            return ops.matmul(x, self.kernel) + self.offset
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Dense(8, 4)
+            self.inner = Stored(8, 8)
+            self.first = nn.Dense(6, 8)
+            self.gelu = nn.GELU(approximate=bug == "gelu")
+            self.ln = nn.LayerNorm((8,), epsilon=1e-7 if bug == "eps" else 1e-5)
+            if bug == "surplus":
+                self.scale = Parameter(Tensor(np.ones(3, np.float32)))
+
+        def construct(self, x, shift=0.3):
+            if bug == "crash":
+                raise ValueError("no such frame\nsecond line")
+            h = self.ln(self.gelu(self.first(x)))
+            residual = ops.stop_gradient(h) if bug == "gradient" else h
+            turned = self.inner(h.astype(self.inner.kernel.dtype))
+            return self.out(residual + ops.tanh(turned) + (-shift if bug == "wiring" else shift))
+
+    return Net()
+
+
+def no_module(bug=""):
+    """A factory that returns no module."""
+    return 3
+
+
+def twins_reference():
+    """Two branches that nothing can tell apart."""
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return (self.a(x).tanh() + self.b(x).tanh()).sin()
+
+    return Net()
+
+
+def twins_port():
+    """The same under other names."""
+    from mindspore import nn, ops
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.p, self.q = nn.Dense(5, 5), nn.Dense(5, 5)
+
+        def construct(self, x):
+            return ops.sin(ops.tanh(self.p(x)) + ops.tanh(self.q(x)))
+
+    return Net()

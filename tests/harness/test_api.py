@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interface for other people's ports: right ones pass every gate, wrong ones die, mistakes are one clear line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parity import api
+from parity.harness.inputs import normal
+from parity.harness.other import locate
+
+HERE = Path(__file__).parent
+MODELS = HERE / "other_models.py"
+NET = api.Comparison(
+    name="net",
+    reference=f"{MODELS}:reference",
+    port=f"{MODELS}:port",
+    config=dict(bug=""),
+    inputs=dict(x=normal(7, 6)),
+    gradients=True,
+)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pool = api.OtherPool()
+    yield pool
+    pool.stop()
+
+
+def broken(bug, **changes):
+    return replace(NET, config=dict(bug=bug), **changes)
+
+
+def gates_of(outcome):
+    """Gates that say something against the port."""
+    found = {result.gate for result in outcome.results if result.failures}
+    return found | {f"G0 {check.name}" for result in outcome.results for check in result.broken}
+
+
+def test_a_correct_port_passes_every_gate(pool):
+    outcome = api.run(NET, pool=pool)
+    assert outcome.passed, "\n".join(outcome.lines)
+    assert {(r.gate, r.dtype) for r in outcome.results} == {
+        (g, d) for g in ("G2", "G5") for d in ("fp32",)
+    } | {
+        ("G1", "fp64"),
+        ("G5", "fp64"),
+    }
+    assert not outcome.not_run
+    links = {link.theirs: link for link in outcome.pairing.links}
+    assert {name: link.ours for name, link in links.items()} == {
+        **{
+            "up.weight": "first.weight",
+            "up.bias": "first.bias",
+            "norm.weight": "ln.gamma",
+            "norm.bias": "ln.beta",
+        },
+        **{"mix.weight": "inner.kernel", "mix.bias": "inner.offset", "head.weight": "out.weight"},
+        "head.bias": "out.bias",
+    }
+    assert links["mix.weight"].transposed and links["mix.weight"].by == "probe"
+    assert dict(outcome.pairing.layers) == {
+        **{"": "", "up": "first", "act": "gelu", "norm": "ln", "mix": "inner", "head": "out"}
+    }
+    assert {tap.tap for tap in outcome.results[-2].taps} == {
+        "up#0",
+        "act#0",
+        "norm#0",
+        "mix#0",
+        "head#0",
+        "#0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("bug", "gates"),
+    [
+        ("gelu", {"G0 lint", "G1", "G2", "G5"}),
+        ("eps", {"G0 lint", "G1"}),
+        ("wiring", {"G1", "G2", "G5"}),
+        ("gradient", {"G5"}),
+    ],
+)
+def test_a_wrong_port_is_caught_by(pool, bug, gates):
+    outcome = api.run(broken(bug), pool=pool)
+    assert not outcome.passed
+    assert gates <= gates_of(outcome), "\n".join(outcome.lines)
+    if bug == "gradient":
+        assert gates_of(outcome) == {"G5"}
+
+
+def test_the_culprit_is_named_with_both_places(pool):
+    outcome = api.run(broken("gelu", gradients=False, dtypes=()), pool=pool, command="repeat me")
+    (result,) = outcome.results
+    assert result.failures[0].tap == "act#0" and result.failures[0].verdict == "FAIL local"
+    text = "\n".join(outcome.lines)
+    assert "reproduce: repeat me" in text and "GELU(approximate=tanh)" in text and "torch :" in text
+
+
+def test_half_precision_runs_natively(pool):
+    outcome = api.run(replace(NET, semantics=False, dtypes=("fp16",), gradients=False), pool=pool)
+    (result,) = outcome.results
+    # MindSpore's CPU kernels round a Dense twice, torch once: the ratio limit of a device is not asked here.
+    assert not result.broken and all(tap.prop.e_c < 4 * 2**-11 for tap in result.taps), "\n".join(
+        outcome.lines
+    )
+    assert any("natively in half precision" in line for line in outcome.header)
+    assert result.taps[0].prop.e_r > 1e-5  # the control computed in half precision, not in float32
+
+
+def test_absent_kernels_are_reported_not_counted(pool):
+    example = api.definition("example")
+    outcome = api.run(replace(example, gradients=False), pool=pool)
+    assert outcome.passed and [r.gate for r in outcome.results] == ["G2"]
+    assert "G1, float64" in outcome.not_run[0] and any("not run: G1" in line for line in outcome.lines)
+    assert {link.transform for link in outcome.pairing.links} == {"", "reshaped"}
+    demanded = api.run(replace(example, gradients=False, semantics=True), pool=pool)
+    assert not demanded.passed and gates_of(demanded) == {"G0 runs"}
+
+
+def test_files_are_written_whole(pool, tmp_path):
+    api.run(replace(NET, gradients=False, semantics=False), folder=str(tmp_path / "out"), pool=pool)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert {"parity.csv", "parity.json", "parity.md"} <= set(names) and not any(
+        n.startswith(".") for n in names
+    )
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["results"][0]["case"] == "net-other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(port=f"{MODELS}:absent"), "port .*other_models.py:absent: ImportError: .* has no 'absent'"),
+        (
+            dict(reference="nowhere.at_all:make"),
+            "reference nowhere.at_all:make: ModuleNotFoundError: No module",
+        ),
+        (dict(port=f"{MODELS}:no_module"), "returned a int, expected a mindspore.nn.Cell"),
+        (dict(config=dict(bug="crash")), r"port .* does not run: ValueError: no such frame$"),
+        (dict(config=dict(bug="surplus")), r"1 of the port \(scale \(3,\)\)"),
+        (dict(inputs=dict(y=normal(7, 6))), "reference .* does not run: TypeError: .*'y'"),
+        (dict(inputs={}), "inputs: none given"),
+        (dict(reference="no colon"), "expected 'package.module:function'"),
+        (dict(reference=lambda: None), "a function at the top level of a file"),
+        (dict(dtypes=("fp8",)), "fp8 unknown; expected some of fp32, fp16, bf16"),
+        (dict(weights="names"), "names do not agree"),
+        (dict(weights="guess"), 'expected "names", "auto" or a map'),
+        (dict(layers={"act": "glu"}), "no layer glu; closest: gelu"),
+        (dict(keep=("up.w",)), "keep: up.w is no paired parameter"),
+    ],
+)
+def test_mistakes_are_one_line(pool, changes, words):
+    with pytest.raises(api.ComparisonError, match=words) as caught:
+        api.run(replace(NET, **changes), pool=pool)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_told_apart_is_refused(pool):
+    twins = replace(NET, config={}, reference=f"{MODELS}:twins_reference", port=f"{MODELS}:twins_port")
+    twins = replace(twins, inputs=[normal(7, 5)], gradients=False)
+    with pytest.raises(
+        api.ComparisonError, match=r"4 parameters cannot be paired for sure .*p\.weight.*Give a map"
+    ):
+        api.run(twins, pool=pool)
+    outcome = api.run(replace(twins, weights={"a": "q", "b": "p"}), pool=pool)
+    assert outcome.passed and dict(outcome.pairing.layers) == {"": "", "a": "q", "b": "p"}
+
+
+def test_a_layer_can_be_left_out(pool):
+    outcome = api.run(replace(NET, layers={"act": None}, gradients=False, semantics=False), pool=pool)
+    assert outcome.passed and "act" not in outcome.pairing.layers
+    assert any("without a partner" in line and "act" in line for line in outcome.header)
+
+
+def test_compare_refuses_unknown_words():
+    with pytest.raises(api.ComparisonError, match="unknown: input; expected reference, port, inputs"):
+        api.compare(reference="a:b", port="c:d", input={})
+
+
+def test_functions_become_paths():
+    assert api._path(locate, "reference").endswith("other.py:locate")
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def command(*words):
+    done = subprocess.run(
+        [sys.executable, "-m", "parity", "other", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parents[1],
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_fails_with_the_status_of_the_judge(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from parity import api\nfrom parity.harness.inputs import normal\n"
+        f"COMPARISON = api.Comparison(reference='{MODELS}:reference', port='{MODELS}:port', config=dict(bug='eps'),\n"
+        "    inputs=dict(x=normal(7, 6)), dtypes=())\n"
+    )
+    code, out, err = command(file, "--report", tmp_path / "r")
+    assert code == 1 and "LayerNorm(eps=1e-07)" in out and "reproduce: python -m parity other" in out, (
+        out + err
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no such file, nor one of the examples dit_mindone, example, latte_mindone"),
+        ("x = 1\n", "expected COMPARISON = api.Comparison(...), found NoneType"),
+        ("1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_file_is_one_line_and_leaves_nothing(tmp_path, text, words):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    code, out, err = command(file, "--report", tmp_path / "r")
+    assert (code, out) == (2, "") and words in err and err.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_judge_reads_a_definition_without_a_framework():
+    code = (
+        "import sys; from parity import api; [api.definition(name) for name in api.examples()]; "
+        "sys.exit(bool({'torch', 'mindspore', 'mindone', 'diffusers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1]).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------- a port of others
+
+
+def test_mindones_latte_against_diffusers():
+    """The harness on a model of others, one layer of each kind. What it finds: the frequencies of the timestep."""
+    pytest.importorskip("mindone", reason="optional extra: pip install mindone==0.5.0")
+    comparison = api.definition("latte_mindone")
+    config = {**comparison.config, "config": {**comparison.config["config"], "num_layers": 1}}
+    outcome = api.run(replace(comparison, config=config))
+    semantics, numerics = outcome.results
+    assert semantics.passed and len(semantics.taps) > 40
+    assert not numerics.broken and [tap.tap for tap in numerics.failures] == ["adaln_single.emb.time_proj#0"]
+
+
+def test_mindone_is_an_optional_extra(monkeypatch):
+    from parity.others import mindone_side
+
+    monkeypatch.setattr(mindone_side.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"mindone is not installed; .* pip install mindone==0\.5\.0"):
+        mindone_side.mindone_model("LatteTransformer3DModel", {})
