@@ -160,7 +160,7 @@ def names_of(entries: Iterable[str], limit: int = 5) -> str:
 
 def widen_bf16(bits: np.ndarray) -> np.ndarray:
     """bfloat16 bits (uint16) -> float32, exact: bfloat16 is the upper half of a float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    return (np.atleast_1d(bits).astype(np.uint32) << 16).view(np.float32).reshape(bits.shape)
 
 
 def cast(name: str, entry: TensorEntry, dtype: str) -> TensorEntry:
@@ -201,7 +201,7 @@ def _round_to_bf16(values: np.ndarray) -> np.ndarray:
     nan = np.isnan(single)
     if nan.any():
         result[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x0040)
-    return result
+    return result.reshape(np.shape(values))
 
 
 # ------------------------------------------------------------------------------------------------- hashing

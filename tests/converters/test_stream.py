@@ -236,6 +236,16 @@ def test_failure_halfway_leaves_the_old_file_and_nothing_else(tmp_path):
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["x.safetensors"]
 
 
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_a_tensor_without_axes(tmp_path, dtype):
+    """Cast, written, read: the value keeps its shape (), which numpy's functions like to lose."""
+    scalar = cast("x", entry(np.array(1.5, np.float32)), dtype)
+    assert scalar.read().shape == () and scalar.read() == 1.5
+    save_file(tmp_path / "x.safetensors", {"x": scalar}, {})
+    found = read_safetensors(tmp_path / "x.safetensors")[0]["x"]
+    assert found.read().shape == () and cast("x", found, "F32").read().shape == () and found.read() == 1.5
+
+
 def test_a_killed_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "x.safetensors"
     target.write_bytes(b"old")
