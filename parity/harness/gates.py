@@ -17,6 +17,9 @@ import numpy as np
 from parity.harness.emulate import on_grid, to_grid
 
 CHUNK = 1 << 20
+PER_DECADE = 4  # bins of a histogram
+# Of errors over the root mean square of the truth: from below float64's rounding to nonsense.
+DECADES = (-18, 3)
 ENTRANCES = ("x_embedder#0", "pos_embed#0")  # layers whose result becomes the residual stream
 
 
@@ -123,7 +126,7 @@ class CaseResult:
 
     diagnosis: the registered bugs that the first culprit looks like (G4); downstream: what became of its error;
     reproduce: the command that repeats this run; repro: the command that packs the first culprit into one file;
-    kind: what gate G5 judged: "gradients", "drift" or "graph mode".
+    kind: what gate G5 judged: "gradients", "drift" or "graph mode"; histogram: of the first culprit's errors.
     """
 
     case: str
@@ -139,6 +142,7 @@ class CaseResult:
     diagnosis: list[str] = field(default_factory=list)
     net: str = ""
     reproduce: str = ""
+    histogram: dict = field(default_factory=dict)
     downstream: str = ""
     repro: str = ""
     kind: str = ""
@@ -239,6 +243,28 @@ def merge(parts: list[Metrics]) -> Metrics:
     return replace(
         worst, m_c=peaked.m_c, m_r=peaked.m_r, peak=peaked.peak, max_abs=max(p.max_abs for p in parts)
     )
+
+
+def histogram(c: np.ndarray, r: np.ndarray, t: np.ndarray) -> dict[str, list]:
+    """How the errors of one tap are spread: counts of |x - t| / rms(t) by quarter decades, for port and reference.
+
+    c, r, t: port, reference, truth, of one shape. {"edges": exponents of 10, "port": counts, "reference": counts,
+    "exact": elements without error of either}. Not finite errors count in the last bin.
+    """
+    t = np.asarray(t, np.float64)
+    rms = math.sqrt(float(np.mean(np.square(t[np.isfinite(t)])))) if np.isfinite(t).any() else 0.0
+    edges = np.linspace(*DECADES, (DECADES[1] - DECADES[0]) * PER_DECADE + 1)
+    found: dict[str, list] = {"edges": edges.tolist(), "exact": []}
+    for who, x in (("port", c), ("reference", r)):
+        x = np.asarray(x, np.float64)
+        with np.errstate(invalid="ignore"):
+            error = np.where(x == t, 0.0, np.abs(x - t)).ravel() / (rms or 1.0)
+        found["exact"].append(int((error == 0).sum()))
+        error = np.nan_to_num(error[error != 0], nan=np.inf)
+        with np.errstate(divide="ignore"):
+            places = np.clip(np.log10(error), edges[0], edges[-1])
+        found[who] = np.histogram(places, edges)[0].tolist()
+    return found
 
 
 def judge_semantics(local: Metrics, prop: Metrics, limit: float) -> tuple[str, str, float, float]:

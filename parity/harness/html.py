@@ -41,11 +41,6 @@ VERDICTS = ("ok", "warn", "inherited", "FAIL local", "FAIL glue", "FAIL end", "F
 DEEP = 8  # stages from which on a net gets its curves even if it passes
 NUMBER = '<td class="num"'
 FIGURE = re.compile(r"(<span[^>]*>)?(inf|-|[\d.]+(e[+-]\d+)?(/\d+)?)(</span>)?")
-PER_DECADE = 4  # bins of a histogram
-DECADES = (
-    -18,
-    3,
-)  # of errors over the root mean square of the truth: below float64's rounding, above nonsense
 
 
 def page(
@@ -108,28 +103,6 @@ def contract_counts(results: Iterable[CaseResult]) -> dict[str, list[int]]:
 def anchor(result: CaseResult, tap: str = "") -> str:
     """Fragment of the page that shows a run, or one tap of it; the same on every machine and in every language."""
     return "/".join(["run", run_title(result), result.case, *([tap] if tap else [])])
-
-
-def histogram(c: np.ndarray, r: np.ndarray, t: np.ndarray) -> dict[str, list]:
-    """How the errors of one tap are spread: counts of |x - t| / rms(t) by quarter decades, for port and reference.
-
-    c, r, t: port, reference, truth, of one shape. {"edges": exponents of 10, "port": counts, "reference": counts,
-    "exact": elements without error of either}. Not finite errors count in the last bin.
-    """
-    t = np.asarray(t, np.float64)
-    rms = math.sqrt(float(np.mean(np.square(t[np.isfinite(t)])))) if np.isfinite(t).any() else 0.0
-    edges = np.linspace(*DECADES, (DECADES[1] - DECADES[0]) * PER_DECADE + 1)
-    found: dict[str, list] = {"edges": edges.tolist(), "exact": []}
-    for who, x in (("port", c), ("reference", r)):
-        x = np.asarray(x, np.float64)
-        with np.errstate(invalid="ignore"):
-            error = np.where(x == t, 0.0, np.abs(x - t)).ravel() / (rms or 1.0)
-        found["exact"].append(int((error == 0).sum()))
-        error = np.nan_to_num(error[error != 0], nan=np.inf)
-        with np.errstate(divide="ignore"):
-            places = np.clip(np.log10(error), edges[0], edges[-1])
-        found[who] = np.histogram(places, edges)[0].tolist()
-    return found
 
 
 # ------------------------------------------------------------------------------------------------- plain parts
@@ -264,7 +237,7 @@ def _required(tap: TapResult, w: Words) -> str:
 
 def _values(result: CaseResult, tap: TapResult, w: Words) -> str:
     """The histogram of the worst tap's errors, where the run has kept one."""
-    kept = getattr(result, "histogram", None)
+    kept = result.histogram
     if not kept:
         return ""
     bars = {"port": kept["port"], "ref": kept["reference"]}
@@ -451,7 +424,7 @@ def _spreads(results: list[CaseResult], w: Words) -> str:
         finite = [math.log10(value) for value in values if 0 < value < math.inf]
         low = max(math.floor(min(finite, default=-1)), -9)
         up = min(max(math.ceil(max(finite, default=1)), 1), 9)
-        fine = PER_DECADE if up - low > 4 else 3 * PER_DECADE
+        fine = gates.PER_DECADE if up - low > 4 else 3 * gates.PER_DECADE
         edges = [low + i / fine for i in range((up - low) * fine + 1)]
         places = [
             edges[0] if not value > 0 else edges[-1] if math.isinf(value) else math.log10(value)

@@ -321,6 +321,9 @@ def _judge_taps(case, dtype, form, workers, traces, result):
     if first is not None:
         evidence = _evidence(workers, first, traces, inner)
         result.worst = _worst(evidence)
+        arrays = evidence.port[0], evidence.control[0], evidence.truth[0]
+        if len({array.shape for array in arrays}) == 1:
+            result.histogram = gates.histogram(*arrays)
     if streamed:
         for trace_ in {id(trace_): trace_ for trace_ in traces}.values():
             for record in trace_.values():

@@ -195,7 +195,7 @@ def test_histogram_counts_every_element():
     t = rng.standard_normal((7, 9))
     c, r = t + 1e-3 * rng.standard_normal(t.shape), t + 1e-6
     r[0, 0], c[1, 1], c[2, 2] = t[0, 0], np.inf, np.nan
-    found = html.histogram(c, r, t)
+    found = gates.histogram(c, r, t)
     assert sum(found["port"]) == 63 and sum(found["reference"]) == 62 and found["exact"] == [0, 1]
     assert found["port"][-1] == 2  # not finite
     centre = np.average(found["edges"][:-1], weights=found["reference"])
