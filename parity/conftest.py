@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from parity.harness import report
+from parity.harness import report, score
 from parity.harness.backends import WorkerError
 from parity.harness.case import SIZES, collect
 from parity.harness.runner import HALF, Session, run_case
@@ -133,6 +133,7 @@ def _header(option, session):
     lines = [
         EN("header.versions", settings=settings, numpy=reference["numpy"], **versions),
         EN("header.rules"),
+        score.line(),
     ]
     if option.device == "CPU" and emulated:
         lines.append(EN("header.emulated", dtypes=", ".join(emulated)))

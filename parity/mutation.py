@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.harness import score
 from parity.harness.backends import WorkerError
 from parity.harness.behaviour import run_gradients
 from parity.harness.case import Case, collect
@@ -220,6 +221,13 @@ def main(arguments: list[str] | None = None) -> int:
     good = all(row["as_declared"] for row in rows) and not alarms
     summary = _summary(rows, checked, alarms, options.seeds, time.perf_counter() - began)
     print("\n" + "\n".join(summary))
+    if options.store:
+        score.STORED.unlink(missing_ok=True)  # a failure is no score
+    if options.store and good:
+        real = [row for row in rows if not row["equivalent"]]
+        detectable = sum(row["declared"] != "-" for row in real)
+        counts = dict(killed=detectable, detectable=detectable, bugs=len({row["mutant"] for row in real}))
+        _write(score.STORED, dict(state=score.state(), **counts, runs=checked, seeds=options.seeds))
     if options.report:
         _write(options.report, dict(thin=THIN, seeds=options.seeds, passed=good, rows=rows, alarms=alarms))
     return 0 if good else 1
@@ -243,6 +251,9 @@ def _options(arguments):
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help=SEEDS_HELP)
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all results as JSON")
+    parser.add_argument(
+        "--store", action="store_true", help="keep the score of a full run for the header of pytest parity/"
+    )
     parser.add_argument("--list", action="store_true", help="print the registry and run nothing")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in MUTANTS]
@@ -256,6 +267,9 @@ def _options(arguments):
         )
     if wrong:
         parser.error(f"got dtype {wrong[0]!r}, expected a comma list of {', '.join(DTYPES)}")
+    partly = options.names or options.file or options.quick or set(options.dtype.split(",")) != set(DTYPES)
+    if options.store and partly:
+        parser.error("--store keeps the score of all mutants in all dtypes; got a part of them")
     if options.seeds < 1:
         parser.error(f"got --seeds {options.seeds}, expected 1 or more")
     if options.report and not options.report.resolve().parent.is_dir():

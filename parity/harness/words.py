@@ -209,6 +209,16 @@ TABLE: dict[str, tuple[str, str]] = {
         "truth float64 torch · control torch in the tested dtype · seeds per parameter and input name, case seed 0",
         "真值 float64 torch · 标杆 相同数据类型的 torch · 每个参数与输入按名称取种子, 用例种子 0",
     ),
+    "header.score": (
+        "mutation score of this suite {killed}/{detectable} cells of {bugs} port bugs · no alarm on the correct port "
+        "in {runs} runs, seeds {seeds}",
+        "本套件的变异得分 {killed}/{detectable} ({bugs} 个移植缺陷) · "
+        "正确移植在 {runs} 次运行中无误报, 随机种子 {seeds} 个",
+    ),
+    "header.score_old": (
+        "mutation score of this suite: not measured for this state of the code (python -m parity mutants --store)",
+        "本套件的变异得分: 当前代码状态尚未测量 (python -m parity mutants --store)",
+    ),
     "header.emulated": (
         "{dtypes}: emulated (inputs and weights rounded once, float32 accumulation, one rounding per operation; "
         "MindSpore has no bf16 kernels on the CPU)",

@@ -20,6 +20,7 @@ SHOWN = (
     "parity/harness/figures.py",
     "parity/conftest.py",
     "parity/report.py",
+    "parity/harness/score.py",
 )
 G5_KINDS = ("drift", "graph mode")
 JUDGES = ("gates.py", "behaviour.py", "runner.py", "diagnosis.py")

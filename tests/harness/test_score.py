@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mutation score in the header belongs to the code that it was measured on, or is not shown."""
+
+import json
+import shutil
+
+import pytest
+
+from parity import mutation
+from parity.harness import score
+
+FOUND = dict(killed=5, detectable=5, bugs=2, runs=7, seeds=1)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for folder in score.DECIDING:
+        shutil.copytree(score.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_the_score_of_this_state_is_shown(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps(dict(state=score.state(), **FOUND)))
+    assert "5/5 cells of 2 port bugs" in score.line(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["parity/mutants/layers.py", "parity/harness/gates.py", "ms_latte/models/mlp.py", "parity/models/new.py"],
+)
+def test_another_state_has_no_score(copy, file):
+    assert score.state(copy) == score.state()
+    (copy / "s.json").write_text(json.dumps(dict(state=score.state(copy), **FOUND)))
+    with (copy / file).open("a") as text:
+        text.write("# changed\n")
+    assert "not measured" in score.line(copy / "s.json", copy)
+
+
+def test_what_only_tells_does_not_matter(copy):
+    (copy / "parity/harness/html.py").write_text("# changed\n")
+    assert score.state(copy) == score.state()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"state": 1}'])
+def test_a_damaged_score_is_none(tmp_path, content):
+    (tmp_path / "s.json").write_text(content)
+    assert "not measured" in score.line(tmp_path / "s.json")
+    assert "not measured" in score.line(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    "words", [["--quick"], ["--file", "layers"], ["--dtype", "fp32"], ["gelu_erf_inside"]]
+)
+def test_a_part_is_no_score(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        mutation.main(["--store", *words])
+    assert stop.value.code == 2 and "got a part of them" in capsys.readouterr().err
