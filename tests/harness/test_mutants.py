@@ -11,6 +11,7 @@ import pytest
 from parity import mutation
 from parity.harness.case import collect
 from parity.harness.gates import CaseResult, Check, TapResult
+from parity.harness.inputs import diagonal, normal
 from parity.mutants import DTYPES, MUTANTS, Edit, Mutant, MutantError
 from parity.mutation import QUICK, THIN, Bench, Cell, Kill, main, run_mutant, verdict
 
@@ -174,7 +175,6 @@ def test_a_change_that_meets_nothing_is_refused():
 
 
 def test_the_diagonal_lets_row_i_meet_row_i_alone():
-    from parity.harness.inputs import diagonal
 
     x = diagonal(300.0, 2, 3, 4).draw(np.random.default_rng(0))
     assert x.shape == (2, 3, 4) and np.array_equal(x[1] @ x[1].T, 9e4 * np.eye(3))
@@ -218,6 +218,23 @@ def test_the_quick_subset_is_killed_as_declared(bench, name, dtype):
     assert declared, word
 
 
+# The grids that many tests are written for: there, a square root of the tokens is right.
+SQUARE = [
+    replace(
+        CASES["layers.unpatchify"],
+        name="square",
+        inputs=dict(x=normal(54, 12), frames=6, height=3, width=3, patch_size=2),
+    ),
+    replace(
+        CASES["embeddings.PatchEmbed-probe_square"],
+        name="square",
+        probe="",
+        init=dict(height=8, width=8, patch_size=2, in_channels=4, embed_dim=24),
+        inputs=dict(latent=normal(3, 4, 8, 8)),
+    ),
+]
+
+
 @pytest.mark.parametrize(
     "name, ordinary, dtype",
     [
@@ -225,18 +242,19 @@ def test_the_quick_subset_is_killed_as_declared(bench, name, dtype):
         ("layer_norm_eps_inside", "layers.LayerNorm", "fp16"),
         ("layer_norm_eps_inside", "layers.LayerNorm", "bf16"),
         ("pad_same_inside", "layers.PatchConv", "fp32"),
-        ("unpatchify_square", "layers.merge_heads-space", "fp32"),
+        ("unpatchify_square", "layers.unpatchify-square", "fp32"),
         ("softmax_half", "attention.DotProductAttention", "bf16"),
         ("softmax_no_maximum", "attention.DotProductAttention", "fp16"),
         ("bias_before_scale", "attention.DotProductAttention-bias", "fp32"),
         ("scale_after_product", "attention.DotProductAttention", "fp16"),
         ("timestep_integer", "embeddings.timestep_embedding", "fp32"),
-        ("square_table", "embeddings.PatchProjection", "fp32"),
+        ("square_table", "embeddings.PatchEmbed-square", "fp32"),
         ("modulate_half_islands", "layers.modulate", "bf16"),
     ],
 )
 def test_the_probe_kills_what_the_ordinary_case_does_not_see(bench, name, ordinary, dtype):
     entry = MUTANTS[name]
+    bench.cases.update((case.id, case) for case in SQUARE)
     assert not run_mutant(bench, replace(entry, cases=(ordinary,)), dtype).gates
     assert "G3" in run_mutant(bench, entry, dtype).gates
 
