@@ -222,6 +222,12 @@ def writing(path: Path, progress: Progress = silent, sync: bool = True) -> Itera
         synchronise(path.parent)
 
 
+def write_whole(path: Path, content: str | bytes) -> None:
+    """A small file, text in UTF-8; as `writing`, whole or not at all."""
+    with writing(path) as output:
+        output.write(content.encode() if isinstance(content, str) else content)
+
+
 @contextlib.contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the name `path` on success; nothing is left behind on failure.

@@ -2,7 +2,6 @@
 """`python -m parity compare BUNDLE`: judge the port against recorded answers of torch, on a machine without torch."""
 
 import argparse
-import os
 import shlex
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.command import Parser, guarded, parse_setting
+from converters.output import write_whole
 from parity.harness import report
 from parity.harness.backends import WorkerError
 from parity.harness.behaviour import run_gradients
@@ -191,9 +191,7 @@ def junit(results: list[CaseResult], path: Path) -> Path:
         if not result.passed:
             lines = report.failure(result)
             xml.SubElement(case, "failure", message=lines[0]).text = "\n".join(lines)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    xml.ElementTree(suite).write(temporary, encoding="utf-8", xml_declaration=True)
-    os.replace(temporary, path)
+    write_whole(path, xml.tostring(suite, encoding="utf-8", xml_declaration=True))
     return path
 
 

@@ -3,12 +3,11 @@
 
 import argparse
 import json
-import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
+from converters.output import write_whole
 from parity.harness.backends import Worker, WorkerError
 from parity.harness.fingerprint import (
     DTYPES,
@@ -56,14 +55,7 @@ def store(path: Path, platform: dict[str, str], found: Fingerprint) -> None:
         "policies": {dtype: control_policy(found, dtype).name for dtype in DTYPES},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def load(path: Path) -> dict:

@@ -8,9 +8,7 @@ an error hardly above its limit would have been caught by luck. The correct port
 import argparse
 import json
 import math
-import os
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.output import write_whole
 from parity.harness import score
 from parity.harness.backends import WorkerError
 from parity.harness.behaviour import run_gradients
@@ -393,11 +392,8 @@ def _progress(text: str) -> None:
 
 
 def _write(path: Path, content: dict) -> None:
-    """JSON under a temporary name, then renamed: an interrupted run leaves the old file."""
-    handle, name = tempfile.mkstemp(dir=path.resolve().parent, prefix=path.name, suffix=".part")
-    with os.fdopen(handle, "w") as file:
-        json.dump(_finite(content), file, indent=1, ensure_ascii=False)
-    os.replace(name, path)
+    """JSON; an interrupted run leaves the old file."""
+    write_whole(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

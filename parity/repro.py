@@ -6,13 +6,13 @@ import dataclasses
 import difflib
 import io
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from converters.output import write_whole
 from parity.bisection import DTYPES, Bench, bench, check_mutant, find_case
 from parity.harness.backends import ROOT, WorkerError
 from parity.harness.packing import ARRAYS, DATA, encode
@@ -106,19 +106,16 @@ def write(path: Path, what: dict) -> int:
     text = json.dumps(encode(what, arrays), indent=1)
     data = io.BytesIO()
     np.savez(data, **arrays)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr("__main__.py", START)
-            file.writestr(DATA, text)
-            file.writestr(ARRAYS, data.getvalue())
-            for source in SOURCES:
-                found = [ROOT / source] if source.endswith(".py") else sorted((ROOT / source).rglob("*.py"))
-                for each in found:
-                    file.write(each, each.relative_to(ROOT).as_posix())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("__main__.py", START)
+        file.writestr(DATA, text)
+        file.writestr(ARRAYS, data.getvalue())
+        for source in SOURCES:
+            found = [ROOT / source] if source.endswith(".py") else sorted((ROOT / source).rglob("*.py"))
+            for each in found:
+                file.write(each, each.relative_to(ROOT).as_posix())
+    write_whole(path, archive.getvalue())
     return path.stat().st_size
 
 

@@ -5,6 +5,7 @@ All words come from `words`; CSV and JSON keep the judge's English, whatever the
 """
 
 import csv
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from converters.output import write_whole
 from parity.harness import html
 from parity.harness.figures import (
     alike,
@@ -254,20 +256,19 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"parity.{ending}" for ending in ("csv", "json", "md", "html")]
-    with _replacing(paths[0]) as file:
-        writer = csv.DictWriter(file, CSV_FIELDS)
-        writer.writeheader()
-        for result in results:
-            writer.writerows(_csv_rows(result))
-    with _replacing(paths[1]) as file:
-        about = {"header": header, "not_run": list(not_run), **_limits()}
-        json.dump({**about, "results": [asdict(result) for result in results]}, file, default=str)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, CSV_FIELDS)
+    writer.writeheader()
+    for result in results:
+        writer.writerows(_csv_rows(result))
+    write_whole(paths[0], table.getvalue())
+    about = {"header": header, "not_run": list(not_run), **_limits()}
+    content = {**about, "results": [asdict(result) for result in results]}
+    write_whole(paths[1], json.dumps(content, default=str))
     header, not_run = ([w.translate(line) for line in lines] for lines in (header, not_run))
     text = markdown(results, header, w, not_run)
-    with _replacing(paths[2]) as file:
-        file.write(text)
-    with _replacing(paths[3]) as file:
-        file.write(html.page(results, header, w, not_run, verdict_line(results, w)))
+    write_whole(paths[2], text)
+    write_whole(paths[3], html.page(results, header, w, not_run, verdict_line(results, w)))
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(os.environ["GITHUB_STEP_SUMMARY"], "a", encoding="utf-8") as file:
             file.write(text)
@@ -323,24 +324,6 @@ def markdown(results: list[CaseResult], header: list[str], w: Words = EN, not_ru
         if not result.passed:
             lines += ["", "```", *failure(result, w), "```"]
     return "\n".join(lines) + "\n"
-
-
-class _replacing:
-    """A text file that appears whole or not at all."""
-
-    def __init__(self, path: Path):
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self):
-        self.file = open(self.temporary, "w", newline="", encoding="utf-8")
-        return self.file
-
-    def __exit__(self, kind, *rest):
-        self.file.close()
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
 
 
 def heading(members: list[CaseResult], w: Words = EN) -> str:

@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -261,7 +262,7 @@ def test_nothing_half_written_stays(device, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(command.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     assert command.main(["--folder", str(tmp_path), "--store"]) == 2
     assert list(tmp_path.iterdir()) == []
 
