@@ -25,6 +25,7 @@ BY_DEVICE = {
         "heads": "gather",
         "spread": "gather",
         "attention": "composed",
+        "half_grid": "cast",
     },
     "Ascend": {
         "linear": "dense",
@@ -34,6 +35,7 @@ BY_DEVICE = {
         "heads": "transpose",
         "spread": "broadcast",
         "attention": "kernel",
+        "half_grid": "cast",
     },
 }
 

@@ -194,10 +194,17 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Meaning before numbers: G1 runs first."""
-    items.sort(
-        key=lambda item: item.path.name != "test_semantics.py" if item.path.parent.name == "parity" else False
-    )
+    """Meaning before numbers: float64 runs first. Runs of a dtype follow each other and share its workers."""
+    ours = [place for place, item in enumerate(items) if item.path.parent.name == "parity"]
+    dtypes = ("fp64", *DTYPES)
+    ordered = sorted((items[place] for place in ours), key=lambda item: dtypes.index(_dtype(item)))
+    for place, item in zip(ours, ordered, strict=True):
+        items[place] = item
+
+
+def _dtype(item):
+    chosen = item.callspec.params if hasattr(item, "callspec") else {}
+    return chosen.get("dtype") or chosen.get("chosen_dtype") or DTYPES[0]
 
 
 def pytest_report_header(config):
@@ -223,8 +230,9 @@ def pytest_generate_tests(metafunc):
     cases = metafunc.config.stash[CASES] if CASES in metafunc.config.stash else _selected(option)
     for dtype in dtypes:
         # G1 runs on the CPU whatever the device is: there, every formulation that has CPU kernels is judged.
-        for form in ("CPU", "Ascend") if dtype == "fp64" else session.forms():
-            for case in cases:
+        # The formulations of a case follow each other: truth and control then answer once for both.
+        for case in cases:
+            for form in ("CPU", "Ascend") if dtype == "fp64" else session.forms():
                 if case.dtypes and dtype not in case.dtypes:
                     continue
                 if gradients and not _differentiated(case, dtype, form):

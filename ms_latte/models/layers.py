@@ -19,7 +19,7 @@ from mindspore.common.initializer import initializer
 
 from ms_latte.device import formulation, require_selected
 from ms_latte.models.constants import constant
-from ms_latte.models.precision import Precision
+from ms_latte.models.precision import HALF_GRID, Precision
 
 
 class TokenLayout(NamedTuple):
@@ -449,6 +449,7 @@ FORMULATIONS = {
     "spread": {"gather": _spread_gather, "broadcast": _spread_broadcast},
     # "composed" stands in DotProductAttention itself. The kernel serves form "flash" where its rules allow.
     "attention": {"composed": None, "kernel": (_kernel_takes, _attention_kernel)},
+    "half_grid": HALF_GRID,
 }
 
 

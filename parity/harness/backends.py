@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,22 @@ class WorkerError(RuntimeError):
         self.kind, self.detail = kind, detail
 
 
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """Results of questions to different workers, asked at the same time. Raises the first error, after all answered."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        asked = [threads.submit(call) for call in calls]
+    return [call.result() for call in asked]
+
+
 class Worker:
-    """One process: framework "torch" or "mindspore" on a device in a dtype. Verbs are the methods of `worker.Side`."""
+    """One process: framework "torch" or "mindspore" on a device in a dtype. Verbs are the methods of `worker.Side`.
+
+    holds: what the process has built and loaded, in the words of whoever asked for it; None after any further build.
+    """
 
     def __init__(self, framework: str, device: str, dtype: str):
         self.name = f"{framework}/{device}/{dtype}"
+        self.holds: Any = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         # Idle threads of one framework must not spin on the cores that the other one needs.
         environment = {
@@ -60,6 +73,8 @@ class Worker:
 
     def __call__(self, verb: str, **arguments: Any) -> Any:
         """Ask and wait. Raises WorkerError for an error in the worker or its death."""
+        if verb in ("build", "load"):
+            self.holds = None
         try:
             trace.send(self._process.stdin, (verb, arguments))
         except BrokenPipeError:
@@ -105,7 +120,12 @@ class Worker:
 
 
 class Pool:
-    """Workers by (framework, device, dtype), the least recently used ended when more than KEPT are alive."""
+    """Workers by (framework, device, dtype), the least recently used ended when more than KEPT are alive.
+
+    live: whether they are processes, which may be asked at the same time and need not be asked twice.
+    """
+
+    live = True
 
     def __init__(self):
         self._workers: OrderedDict[tuple, Worker] = OrderedDict()

@@ -5,6 +5,7 @@ Gradients of its inputs and of every parameter; drift over many steps; graph mod
 """
 
 import time
+from functools import partial
 
 import numpy as np
 
@@ -37,8 +38,11 @@ def run_gradients(session: Session, case: Case, dtype: str, form: str = "", muta
     try:
         inputs = prepare(session, case, dtype, form, mutant, workers, result)
         request = dict(inputs=inputs, method=case.method, seed=PROJECTION)
-        theirs, ours = control("gradients", **request), port("gradients", **request)
-        exact = theirs if truth is control else truth("gradients", **request)
+        asked = [
+            partial(session.ask, worker, "gradients", **request) for worker in dict.fromkeys((control, truth))
+        ]
+        ours, theirs, *exact = session.together(case, partial(port, "gradients", **request), *asked)
+        exact = exact[0] if exact else theirs
         wrong = sorted(set(theirs) ^ set(ours))
         detail = f"not differentiated on both sides: {', '.join(wrong[:4])}" if wrong else ""
         result.contract.append(Check("trainable", not wrong, detail))
@@ -132,7 +136,9 @@ def run_drift(
         inputs = prepare(session, case, dtype, form, mutant, workers, result)
         request = dict(method=case.method, state=state, **options)
         nudged = {**inputs, state: one_ulp_away(inputs[state], dtype)}
-        ours, theirs, exact = (worker(verb, inputs=inputs, **request) for worker in (port, control, truth))
+        ours, theirs, exact = session.together(
+            case, *(partial(worker, verb, inputs=inputs, **request) for worker in (port, control, truth))
+        )
         twin = control(verb, inputs=nudged, **request)
         lengths = [len(item) for item in (ours, theirs, exact, twin)]
         same = len(set(lengths)) == 1 and lengths[0] > 0

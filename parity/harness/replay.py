@@ -167,6 +167,8 @@ class RecordingPool(Pool):
     are compared stage by stage: a failure inside them can then be named on the other machine.
     """
 
+    live = False  # every question is kept, or answered from what was kept, in its order
+
     def __init__(self, writer: Writer, sampler: Sampler, inside: tuple[str, ...] = ()):
         super().__init__()
         self.writer, self.sampler, self.inside = writer, sampler, tuple(inside)
@@ -300,6 +302,8 @@ class Thinned:
 
 class ReplayPool(Pool):
     """Recorded torch workers beside living ones of MindSpore."""
+
+    live = False  # every question is kept, or answered from what was kept, in its order
 
     def __init__(self, bundle: Bundle):
         super().__init__()

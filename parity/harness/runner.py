@@ -5,6 +5,7 @@ import json
 import shlex
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from converters.containers.target import save_file
 from converters.layouts import OURS
 from converters.stream import TensorEntry
 from parity.harness import diagnosis, gates, sample, weights
-from parity.harness.backends import Pool, Worker, WorkerError
+from parity.harness.backends import Pool, Worker, WorkerError, together
 from parity.harness.case import Case
 from parity.harness.emulate import UNIT_ROUNDOFF, to_grid
 from parity.harness.gates import CaseResult, Check, Metrics, TapResult
@@ -36,6 +37,22 @@ STILL_COMPARABLE = (
 
 
 @dataclass
+class Kept:
+    """What truth and control hold, and what they said of it: the same for every formulation and bug of the port.
+
+    key: (case, dtype), and what the workers' `holds` must say for the rest to be true. shapes: of parameters; state:
+    the weights; reasons: why they could hide a bug; digests: of their bits; answers: (worker, verb) -> answer.
+    """
+
+    key: tuple | None = None
+    shapes: dict[str, tuple] = field(default_factory=dict)
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    answers: dict[tuple, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Session:
     """What does not change between cases: the device under test, the workers, where large arrays go."""
 
@@ -46,6 +63,22 @@ class Session:
     layout: str = ""
     diagnosis_left: float = diagnosis.TOTAL  # seconds
     signatures: dict[tuple, diagnosis.Signatures] = field(default_factory=dict)  # of taps diagnosed before
+    kept: Kept = field(default_factory=Kept)
+
+    def ask(self, worker: Worker, verb: str, **arguments: Any) -> Any:
+        """A question about a case that truth or control may have answered before, for another port."""
+        if self.kept.key is None or getattr(worker, "holds", None) != self.kept.key:
+            return worker(verb, **arguments)
+        place = (worker.name, verb)
+        if place not in self.kept.answers:
+            self.kept.answers[place] = worker(verb, **arguments)
+        return self.kept.answers[place]
+
+    def together(self, case: Case, *calls: Callable[[], Any]) -> list[Any]:
+        """Results of calls of different workers: at the same time, where neither memory nor a record forbids it."""
+        if case.taps == "stages" or not self.pool.live or len(calls) < 2:
+            return [call() for call in calls]
+        return together(*calls)
 
     def rounding(self, side: str) -> str:
         """Half precision: the control always emulates; the port emulates on the CPU and is native on a device."""
@@ -97,17 +130,20 @@ def run_case(
         worker("set_spill", folder=session.spill if stages else None)
     try:
         inputs = prepare(session, case, dtype, form, mutant, (truth, control, port), result)
-        reference = control("trace", inputs=inputs, method=case.method, keep_inputs=True, stages=stages)
-        answer = port("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
-        ends = reference
-        if truth is not control:
-            ends = truth("trace", inputs=inputs, method=case.method, keep_inputs=False, stages=stages)
+        call = dict(inputs=inputs, method=case.method, stages=stages)
+        traces = session.together(
+            case,
+            partial(session.ask, control, "trace", keep_inputs=True, **call),
+            partial(port, "trace", keep_inputs=False, **call),
+            *([partial(session.ask, truth, "trace", keep_inputs=False, **call)] * (truth is not control)),
+        )
+        reference, answer, ends = traces if truth is not control else (*traces, traces[0])
         native = dtype if session.rounding("mindspore") == "native" else ""
         _contract_of_traces(reference, answer, ends, result, native)
         _contract_of_runs(port, inputs, case.method, answer, result)
         if all(check.name in STILL_COMPARABLE for check in result.broken):
             traces = (reference, answer, ends)
-            evidence = _judge_taps(case, dtype, form, (truth, control, port), traces, result)
+            evidence = _judge_taps(session, case, dtype, form, (truth, control, port), traces, result)
             if evidence is not None:
                 _explain(case, mutant, control, port, result)
                 if diagnose or (diagnose is None and not mutant):
@@ -125,23 +161,35 @@ def run_case(
 
 
 def prepare(session, case, dtype, form, mutant, workers, result) -> dict[str, Any]:
-    """Build the case in all workers, load equal weights, check the contract so far; returns the inputs."""
-    _, control, port = workers
-    stages = case.taps == "stages"
-    shapes = {}
-    for worker in dict.fromkeys(workers):
-        side = "mindspore" if worker is port else "torch"
-        extra = (
-            dict(form=form, mutant=mutant) if worker is port else dict(lazy=stages and worker is not control)
-        )
-        shapes[worker] = worker("build", case=case, rounding=session.rounding(side), **extra)
-    _load(session, case, dtype, workers, shapes, result)
+    """Build the case in all workers, load equal weights, check the contract so far; returns the inputs.
+
+    Truth and control are left as they are if they hold this case already.
+    """
+    truth, control, port = workers
+    _recall(session, case, dtype, truth, control)
+    builds = {port: dict(rounding=session.rounding("mindspore"), form=form, mutant=mutant)}
+    if not session.kept.shapes:
+        builds |= {control: dict(rounding=session.rounding("torch"))}
+        lazy = case.taps == "stages"
+        builds |= {truth: dict(rounding=session.rounding("torch"), lazy=lazy)} if truth is not control else {}
+    calls = [partial(worker, "build", case=case, **extra) for worker, extra in builds.items()]
+    shapes = dict(zip(builds, session.together(case, *calls), strict=True))
+    session.kept.shapes = shapes.get(control) or session.kept.shapes
+    _load(session, case, dtype, workers, shapes[port], list(builds), result)
     _contract_of_layers(control, port, result)
     inputs = {name: _rounded(value, dtype) for name, value in realize(case.inputs, case.seed).items()}
     constant = [name for name, value in inputs.items() if _is_constant(value)]
     detail = f"constant, could hide a bug: {', '.join(constant)}"
     result.contract.append(Check("inputs", not constant, detail))
     return inputs
+
+
+def _recall(session, case, dtype, truth, control):
+    """Forget what is kept, unless truth and control hold this very case."""
+    small = not (case.taps == "stages" or case.weights or case.size == "full")
+    key = (repr(case), dtype) if small and session.pool.live else None
+    if key is None or not session.kept.key == truth.holds == control.holds == key:
+        session.kept = Kept(key)
 
 
 def workers_of(session: Session, dtype: str) -> tuple[Worker, Worker, Worker]:
@@ -151,36 +199,37 @@ def workers_of(session: Session, dtype: str) -> tuple[Worker, Worker, Worker]:
     return truth, control, session.pool.get("mindspore", "CPU" if dtype == "fp64" else session.device, dtype)
 
 
-def _load(session, case, dtype, workers, shapes, result):
+def _load(session, case, dtype, workers, names_p, fresh, result):
+    """Weights into the workers that were built anew. names_p: shapes of the port's parameters."""
     truth, control, port = workers
-    names_c, names_p = shapes[control], shapes[port]
-    wrong = sorted(set(names_c.items()) ^ set(names_p.items()))
+    kept = session.kept
+    wrong = sorted(set(kept.shapes.items()) ^ set(names_p.items()))
     result.contract.append(
         Check("parameters", not wrong, f"not equal on both sides: {wrong[:6]}" if wrong else "")
     )
     if wrong:
+        session.kept = Kept()  # nothing was loaded
         return
     path = case.weights
     if case.size == "full" and not path:
-        path = write_weights(names_c, case, *control("config"), session.spill)
+        path = write_weights(kept.shapes, case, *control("config"), session.spill)
     if path:
         options = dict(layout=session.layout or None, overrides=session.overrides, grid=dtype)
-        digests = {
-            worker: worker("load", tensors=None, checkpoint=path, **options)
-            for worker in dict.fromkeys((truth, control, port))
-        }
-        expected = digests[control]
+        digests = {worker: worker("load", tensors=None, checkpoint=path, **options) for worker in fresh}
+        loaded, kept.digests = digests[port], digests[control]
     else:
-        state = seeded_state(case, dtype, names_c, control)
-        reasons = [] if case.target == "init_weights" else weights.degenerate(state)
-        result.contract.append(Check("weights", not reasons, "; ".join(reasons[:4])))
-        loaded = _load_state(state, case, (truth, control, port), names_c)
-        expected = {name: weights.digest(to_grid(value, dtype)) for name, value in state.items()}
-        digests = {port: loaded, control: expected}
-    unequal = [name for name in expected if digests[port].get(name) != expected[name]]
-    detail = f"{len(unequal)} of {len(expected)} differ bitwise from the source: {', '.join(unequal[:4])}"
+        if not kept.digests:
+            kept.state = seeded_state(case, dtype, kept.shapes, control)
+            kept.reasons = [] if case.target == "init_weights" else weights.degenerate(kept.state)
+            kept.digests = {k: weights.digest(to_grid(value, dtype)) for k, value in kept.state.items()}
+        result.contract.append(Check("weights", not kept.reasons, "; ".join(kept.reasons[:4])))
+        loaded = _load_state(session, case, kept, control, fresh)[port]
+        if kept.key:
+            truth.holds = control.holds = kept.key
+    unequal = [name for name in kept.digests if loaded.get(name) != kept.digests[name]]
+    detail = f"{len(unequal)} of {len(kept.digests)} differ bitwise from the source: {', '.join(unequal[:4])}"
     result.contract.append(
-        Check("weight bits", not unequal, detail if unequal else f"{len(expected)} bitwise equal")
+        Check("weight bits", not unequal, detail if unequal else f"{len(kept.digests)} bitwise equal")
     )
 
 
@@ -193,15 +242,15 @@ def seeded_state(case: Case, dtype: str, shapes: dict[str, tuple], worker: Worke
     return {name: to_grid(value, dtype).astype(np.float32) for name, value in state.items()}
 
 
-def _load_state(state, case, workers, shapes) -> dict[str, str]:
-    """Seeded weights into all workers: whole nets as a file through the converters, single layers directly."""
-    _, control, port = workers
-    distinct = dict.fromkeys(workers)
+def _load_state(session, case, kept, control, fresh) -> dict[Worker, dict[str, str]]:
+    """Seeded weights into workers: whole nets as a file through the converters, single layers directly."""
     if case.net not in OURS:  # a part, or a net of others: no layout of ours
-        return {worker: worker("load", tensors=state) for worker in distinct}[port]
+        calls = [partial(worker, "load", tensors=kept.state) for worker in fresh]
+        return dict(zip(fresh, session.together(case, *calls), strict=True))
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        path = write_weights(shapes, case, *control("config"), folder, state)
-        return {worker: worker("load", tensors=None, checkpoint=path) for worker in distinct}[port]
+        path = write_weights(kept.shapes, case, *control("config"), folder, kept.state)
+        calls = [partial(worker, "load", tensors=None, checkpoint=path) for worker in fresh]
+        return dict(zip(fresh, session.together(case, *calls), strict=True))
 
 
 def write_weights(
@@ -291,14 +340,14 @@ def _contract_of_runs(port, inputs, method, answer, result):
         result.contract.append(Check("repeatable", True, "bitwise equal with and without taps"))
 
 
-def _judge_taps(case, dtype, form, workers, traces, result):
+def _judge_taps(session, case, dtype, form, workers, traces, result):
     _, control, _ = workers
     reference, answer, ends = traces
     streamed = case.taps == "stages"
     batch = [tap for tap in reference if tap != "#0"]
     local: dict[str, Metrics] = {}
     for group in [[tap] for tap in batch] if streamed else [batch]:
-        local.update(_local(workers, {tap: reference[tap] for tap in group}, dtype))
+        local.update(_local(session, case, workers, {tap: reference[tap] for tap in group}, dtype))
     modules = list(control("lint"))
     taps = []
     for tap, record in reference.items():
@@ -312,7 +361,7 @@ def _judge_taps(case, dtype, form, workers, traces, result):
     gates.mark(taps, dtype, blocks, exact)
     inner: dict[str, Record] = {}
     if streamed:
-        taps, inner = _descend(workers, reference, taps, modules, dtype, result.notes)
+        taps, inner = _descend(session, case, workers, reference, taps, modules, dtype, result.notes)
         gates.mark(taps, dtype, blocks, exact)
     gates.predict(taps)
     result.taps = taps
@@ -331,14 +380,15 @@ def _judge_taps(case, dtype, form, workers, traces, result):
     return evidence
 
 
-def _local(workers, records: dict[str, Record], dtype: str) -> dict[str, Metrics]:
+def _local(session, case, workers, records: dict[str, Record], dtype: str) -> dict[str, Metrics]:
     """Teacher forcing: every module of port and truth on the control's own inputs."""
     truth, control, port = workers
     requests = [(tap.rpartition("#")[0], record.args, record.kwargs) for tap, record in records.items()]
-    ours = port("local", requests=requests)
-    true = (
-        truth("local", requests=requests) if truth is not control else [r.outputs for r in records.values()]
-    )
+    calls = [partial(port, "local", requests=requests)]
+    if truth is not control:
+        calls.append(partial(session.ask, truth, "local", requests=requests))
+    ours, *true = session.together(case, *calls)
+    true = true[0] if true else [record.outputs for record in records.values()]
     metrics = {}
     for (tap, record), mine, exact in zip(records.items(), ours, true, strict=True):
         metrics[tap] = _metrics(mine, record.outputs, exact, dtype)
@@ -348,7 +398,9 @@ def _local(workers, records: dict[str, Record], dtype: str) -> dict[str, Metrics
     return metrics
 
 
-def _descend(workers, reference, taps, modules, dtype, notes, most: int = 2) -> tuple[list[TapResult], dict]:
+def _descend(
+    session, case, workers, reference, taps, modules, dtype, notes, most: int = 2
+) -> tuple[list[TapResult], dict]:
     """Look inside the first failing stages of a net that was compared stage by stage."""
     truth, control, port = workers
     found: list[TapResult] = []
@@ -369,7 +421,7 @@ def _descend(workers, reference, taps, modules, dtype, notes, most: int = 2) -> 
                 continue
             ours, true = (worker("trace", keep_inputs=False, **here) for worker in (port, truth))
             inner.update(theirs)
-            for part, metrics in _local(workers, theirs, dtype).items():
+            for part, metrics in _local(session, case, workers, theirs, dtype).items():
                 prop = _metrics(ours[part].outputs, theirs[part].outputs, true[part].outputs, dtype)
                 found.append(TapResult(part, _shape(theirs[part]), _level(part, modules), metrics, prop))
         found.append(tap)

@@ -37,11 +37,13 @@ CASES = [
         name="probe_long",
         probe="accumulation of the softmax",
     ),
-    # Logits of +-200: exp overflows even float32 unless the maximum is subtracted first (softmax_no_maximum).
+    # Logits of +-200: exp overflows even float32 unless the maximum is subtracted first (softmax_no_maximum). Most rows
+    # have one weight of 1 and are exact; the few with two large logits near each other make the whole error. Of 30
+    # rows it was one or two, and the errors of two correct sides differed by up to 15; of 7680 they are alike.
     Case(
         "DotProductAttention",
         dict(head_dim=16),
-        dict(q=normal(6, 5, 16, scale=8.0), k=normal(6, 7, 16, scale=8.0), v=normal(6, 7, 16)),
+        dict(q=normal(48, 160, 16, scale=8.0), k=normal(48, 7, 16, scale=8.0), v=normal(48, 7, 16)),
         name="probe_range",
         probe="range of the softmax",
     ),

@@ -45,6 +45,13 @@ CASES = [
     net("bias", inputs=dict(encoder_attention_bias=normal(6, 1, 7, scale=3.0))),
     net("joint", inputs=JOINT),
     net("long", dict(video_length=11), dict(hidden_states=normal(2, 4, 11, 4, 6))),
+    # A faint video of many frames: what the net sees are its positions (temporal_scale_*).
+    net(
+        "probe_frames",
+        dict(video_length=31),
+        dict(hidden_states=normal(2, 4, 31, 4, 6, scale=2.0**-6)),
+        probe="scale of the temporal positions",
+    ),
     net(
         "unscaled",
         dict(temporal_interpolation_scale=1.0, video_length=11),

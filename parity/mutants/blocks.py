@@ -5,6 +5,7 @@ from parity.mutants import NUMBERS, STATED, gates, mutant
 
 ZERO = ("blocks.TransformerBlock-space",)
 SINGLE = ("blocks.BasicTransformerBlock-cross",)
+ORDER = gates("G1 G2 G3", "G2 G3")
 CHUNKS = "shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation"
 
 
@@ -25,8 +26,8 @@ MUTANTS = [
     mutant(
         "chunks_gate_before_scale",
         "adaLN-Zero read as (shift, gate, scale)",
-        ZERO,
-        NUMBERS,
+        (*ZERO, "blocks.TransformerBlock-probe_chunks"),
+        ORDER,
         (
             "blocks.TransformerBlock.construct",
             "shift_msa, scale_msa, gate_msa, shift_mlp",
@@ -36,8 +37,8 @@ MUTANTS = [
     mutant(
         "chunks_scale_before_shift",
         "adaLN-Zero of the feed-forward read as (scale, shift, gate)",
-        ZERO,
-        NUMBERS,
+        (*ZERO, "blocks.TransformerBlock-probe_chunks"),
+        ORDER,
         (
             "blocks.TransformerBlock.construct",
             "gate_msa, shift_mlp, scale_mlp, gate_mlp = ",
@@ -47,8 +48,8 @@ MUTANTS = [
     mutant(
         "chunks_feed_forward_first",
         "adaLN-single read with the feed-forward's triple first",
-        SINGLE,
-        NUMBERS,
+        (*SINGLE, "blocks.BasicTransformerBlock-probe_chunks"),
+        ORDER,
         (
             "blocks.BasicTransformerBlock.construct",
             CHUNKS,

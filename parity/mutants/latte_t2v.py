@@ -119,15 +119,15 @@ MUTANTS = [
     mutant(
         "temporal_scale_ignored",
         "temporal positions without their scale (diffusers' rule on Open-Sora-Plan weights)",
-        LONG,
-        NUMBERS,
+        (LONG, "latte_t2v.LatteT2V-probe_frames"),
+        gates("G1 G2 G3", "G2 G3"),
         ("latte_t2v.LatteT2V.temporal_positions", "self.temporal_interpolation_scale", "1.0"),
     ),
     mutant(
         "temporal_scale_of_v11",
         "the temporal scale of Open-Sora-Plan 1.1, video_length // 16",
-        LONG,
-        NUMBERS,
+        (LONG, "latte_t2v.LatteT2V-probe_frames"),
+        gates("G1 G2 G3", "G2 G3"),
         ("latte_t2v.LatteT2V.__init__", "max(video_length // 5, 1)", "max(video_length // 16, 1)"),
     ),
     mutant(

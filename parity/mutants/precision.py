@@ -5,6 +5,7 @@ from parity.mutants import gates, mutant
 
 ROUND = "precision.Precision.round"
 GRID = "precision.Precision._grid"
+CALL = 'HALF_GRID[formulation("half_grid")](x, DTYPES[self.compute])'
 
 MUTANTS = [
     mutant(
@@ -22,11 +23,11 @@ MUTANTS = [
         gates("G2", "G3"),
         (
             GRID,
-            "return ops.cast(ops.cast(x, DTYPES[self.compute]), x.dtype) if self.emulated else x",
+            f"return {CALL} if self.emulated else x",
             "if not self.emulated: return x\n"
-            "    y = ops.cast(ops.cast(x, DTYPES[self.compute]), x.dtype)\n"
+            f"    y = {CALL}\n"
             "    below = y * (1 - 2.0 ** (-8 if self.compute == 'bf16' else -11))\n"
-            "    below = ops.cast(ops.cast(below, DTYPES[self.compute]), x.dtype)\n"
+            '    below = HALF_GRID["cast"](below, DTYPES[self.compute])\n'
             "    return ops.select(ops.abs(y) > ops.abs(x), below, y)",
         ),
     ),
@@ -35,7 +36,7 @@ MUTANTS = [
         "a float16 model that rounds to bf16",
         "layers.Linear",
         gates("-", "G2", "-"),
-        (GRID, "ops.cast(x, DTYPES[self.compute])", 'ops.cast(x, DTYPES["bf16"])'),
+        (GRID, "DTYPES[self.compute]", 'DTYPES["bf16"]'),
         note="the float32 and bf16 policies do not change",
     ),
     mutant(
@@ -45,8 +46,8 @@ MUTANTS = [
         gates("G3", "-", "G3"),
         (
             GRID,
-            "ops.cast(ops.cast(x, DTYPES[self.compute]), x.dtype)",
-            "ops.cast(ops.cast(ops.cast(x, ms.float16), DTYPES[self.compute]), x.dtype)",
+            "(x, DTYPES[self.compute])",
+            '(HALF_GRID["cast"](x, ms.float16), DTYPES[self.compute])',
         ),
         note="float16 is rounded as before",
     ),

@@ -5,12 +5,13 @@ import contextlib
 import functools
 import os
 import signal
+import threading
 import time
 
 import pytest
 
 from parity.harness import backends
-from parity.harness.backends import Pool, Worker, WorkerError
+from parity.harness.backends import Pool, Worker, WorkerError, together
 
 
 @pytest.mark.parametrize(
@@ -112,3 +113,37 @@ def test_the_pool_keeps_workers_and_ends_the_least_recently_used(pool):
     assert keys[0] not in FakeWorker.alive
     pool.stop()
     assert FakeWorker.alive == []
+
+
+# --------------------------------------------------------------------------------------- several at the same time
+
+
+def test_different_workers_are_asked_at_the_same_time():
+    """Each call waits for the other one to begin: one after the other they would not end."""
+    meeting = threading.Barrier(2, timeout=20)
+    assert together(lambda: meeting.wait() >= 0, lambda: meeting.wait() >= 0) == [True, True]
+
+
+def test_an_error_of_one_worker_waits_for_the_answers_of_the_others():
+    """Else the answer of another one would be taken for that to its next question."""
+    answered = []
+
+    def fail():
+        raise WorkerError("Fault", "broken")
+
+    def slow():
+        time.sleep(0.2)
+        answered.append("slow")
+
+    with pytest.raises(WorkerError, match="broken"):
+        together(fail, slow)
+    assert answered == ["slow"]
+
+
+def test_a_worker_forgets_what_it_holds_when_it_builds(worker):
+    worker.holds = "a case"
+    worker("environment")
+    assert worker.holds == "a case"
+    with pytest.raises(WorkerError):
+        worker("load", tensors={})
+    assert worker.holds is None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from parity.harness import report
+from parity.harness.backends import Worker
 from parity.harness.case import Case, collect
 from parity.harness.inputs import normal
 from parity.harness.runner import Session, run_case
@@ -42,6 +43,42 @@ def test_the_correct_port_raises_no_alarm(session, dtype):
     result = run_case(session, LATTE, dtype)
     assert result.passed, report.failure(result)
     assert len(result.taps) == 72
+
+
+def test_truth_and_control_answer_once_for_all_formulations(monkeypatch):
+    """And again as soon as one of them was used for anything else."""
+    asked = []
+    right = Worker.__call__
+
+    def listen(self, verb, **arguments):
+        asked.append((self.name, verb))
+        return right(self, verb, **arguments)
+
+    monkeypatch.setattr(Worker, "__call__", listen)
+    session = Session()
+    torch = ("torch/CPU/fp64", "torch/CPU/fp32")
+
+    def questions(case, form):
+        asked.clear()
+        result = run_case(session, case, "fp32", form)
+        assert result.passed, report.failure(result)
+        found = [who for who, verb in asked if verb in ("build", "load", "trace", "local")]
+        return result, [found.count(who) for who in torch]
+
+    try:
+        first, heard = questions(LATTE, "CPU")
+        assert heard == [4, 3]  # the control is not asked for single layers: its own trace has them
+        second, heard = questions(LATTE, "Ascend")
+        assert heard == [0, 0]
+        assert [tap.local.e_r for tap in first.taps] == [tap.local.e_r for tap in second.taps]
+        assert questions(replace(LATTE, seed=5), "Ascend")[1] == [4, 3]
+        assert questions(LATTE, "Ascend")[1] == [4, 3]
+        assert run_case(session, LATTE, "fp64").passed  # takes the truth for another case
+        again, heard = questions(LATTE, "CPU")
+        assert heard == [4, 3]
+        assert [tap.local.e_c for tap in again.taps] == [tap.local.e_c for tap in first.taps]
+    finally:
+        session.pool.stop()
 
 
 def test_a_case_that_cannot_run_stays_in_the_report(session):

@@ -28,6 +28,7 @@ EXTRAS = {"ms_latte/models/constants.py": "constant expressions of the graph com
 # Public names that one twin alone defines, with the reason.
 ONE_SIDED = {
     "ms_latte/models/layers.py": {"FORMULATIONS": "torch has one formulation of everything"},
+    "ms_latte/models/precision.py": {"HALF_GRID": "a row of FORMULATIONS that layers.py imports"},
 }
 
 

@@ -152,6 +152,51 @@ def test_each_formulation_agrees(operation, name):
         assert relative_l2(run(model, *inputs, use_image_num=2), expected) <= FORMULATION_TOLERANCE
 
 
+def half_range(compute):
+    """Every number of a half type, its neighbours in float32 and what lies between; NaN, infinities, overflow."""
+    bits = np.arange(1 << 16, dtype=np.uint32)
+    if compute == "fp16":
+        exact = bits.astype(np.uint16).view(np.float16).astype(np.float32)
+    else:
+        exact = (bits << 16).view(np.float32)
+    near = exact.view(np.uint32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        around = [exact, (near + 1).view(np.float32), (near - 1).view(np.float32)]
+        steps = np.float32(1 << 13 if compute == "fp16" else 1 << 16)  # of float32 in one of the half type
+        gap = np.abs(np.nextafter(exact, np.float32(np.inf)) - exact) * steps
+        around += [exact + gap * np.float32(0.5), exact + gap * np.float32(0.75)]
+    assert {part.dtype for part in around} == {np.dtype(np.float32)}
+    return np.concatenate(around)
+
+
+@pytest.mark.parametrize("compute", ["fp16", "bf16"])
+def test_rounding_by_copies_has_the_bits_of_a_cast(compute):
+    x, precision = half_range(compute), Precision(compute, rounding="emulated")
+    expected = precision.round(ms.Tensor(x)).asnumpy()
+    with device.formulations(half_grid="copy"):
+        found = precision.round(ms.Tensor(x)).asnumpy()
+    nan = np.isnan(expected)
+    assert np.array_equal(nan, np.isnan(found))
+    assert np.array_equal(expected.view(np.uint32)[~nan], found.view(np.uint32)[~nan])
+    assert (found != x)[~nan].mean() > 0.5 and np.isinf(found).any() and nan.any()
+    if compute == "fp16":
+        with np.errstate(over="ignore"):
+            assert np.array_equal(found[~nan], x.astype(np.float16).astype(np.float32)[~nan])
+
+
+def test_rounding_by_copies_is_for_a_forward_alone():
+    """A cast rounds the gradient that comes back through it, as half precision does; a copy lets it pass."""
+    precision = Precision("bf16", rounding="emulated")
+    x, fine = ms.Tensor(np.ones(4, np.float32)), ms.Tensor(np.full(4, 1 + 2.0**-12, np.float32))
+
+    def loss(x):
+        return (precision.round(x) * fine).sum()
+
+    assert np.array_equal(ms.grad(loss)(x).asnumpy(), np.ones(4))
+    with device.formulations(half_grid="copy"):
+        assert np.array_equal(ms.grad(loss)(x).asnumpy(), fine.asnumpy())
+
+
 def test_devices_choose_existing_formulations():
     assert set(device.BY_DEVICE) == set(device.DEVICES)
     for choice in device.BY_DEVICE.values():
