@@ -54,7 +54,6 @@ SMALL = 100_000_000
 HEADS, WIDTHS = 16, (1152, 576, 288, 144, 48)  # published, and for smaller files
 SEED = 2024
 MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
-interrupted = False
 WORKER = "from parity.converter_benchmark import serve; serve()"
 
 LATTE, T2V = "Latte-XL/2", "LatteT2V"
@@ -138,8 +137,6 @@ class Absent(Failed):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables. Exit status 0, 1 if a row failed, 2 if nothing could be measured, 130 if interrupted."""
     options = _parse(arguments)
-    global interrupted
-    interrupted = False
     rows: list[dict] = []
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -213,8 +210,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    global interrupted
-    interrupted = True  # where Python drops what is raised (a finaliser), the next turn sees it
     raise KeyboardInterrupt
 
 
@@ -402,8 +397,6 @@ def measure(
 def _turn(job: Job, net: Net, place: Path) -> Run:
     """The conversion into a folder "out", then the cp of that folder. Both begin alike: the former of its kind
     removed, nothing left to write, the source in the page cache."""
-    if interrupted:
-        raise KeyboardInterrupt
     if job.way == "naive" and 3 * net.nbytes > _meminfo("MemAvailable"):
         raise Absent(
             f"takes about {_amount(3 * net.nbytes)} of memory, {_amount(_meminfo('MemAvailable'))} are free"

@@ -8,6 +8,7 @@ an error hardly above its limit would have been caught by luck. The correct port
 import argparse
 import json
 import math
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -69,6 +70,7 @@ class Cell:
     gates: dict[str, Kill] = field(default_factory=dict)
     seconds: float = 0.0
     different: str = ""  # an equivalent mutant: the first tap whose bits differ from the port's
+    named: str = ""  # with --name: "right", "others" or "none", and what the harness said
 
 
 @dataclass
@@ -118,9 +120,11 @@ def runs_of(dtype: str) -> tuple[str, ...]:
     return ("fp64", "fp32") if dtype == "fp32" else (dtype,)
 
 
-def judge(session: Session, case: Case, run: str, form: str, name: str, gradients: bool) -> list[CaseResult]:
+def judge(
+    session: Session, case: Case, run: str, form: str, name: str, gradients: bool, diagnose: bool = False
+) -> list[CaseResult]:
     """The forward gates and, if asked and the case is a net, the gradients."""
-    results = [run_case(session, case, run, form, name)]
+    results = [run_case(session, case, run, form, name, diagnose=diagnose)]
     if gradients and case.net:
         results.append(run_gradients(session, case, run, form, name))
     return results
@@ -141,16 +145,31 @@ def note(cell: Cell, results: list[CaseResult]) -> None:
             kill.margin = max(kill.margin, margin)
 
 
-def run_mutant(bench: Bench, mutant: Mutant, dtype: str) -> Cell:
-    """Judge the cases of a mutant in a dtype (fp32: G1 too)."""
+def run_mutant(bench: Bench, mutant: Mutant, dtype: str, name: bool = False) -> Cell:
+    """Judge the cases of a mutant in a dtype (fp32: G1 too). name: let the first failure in the dtype itself be
+    diagnosed (G4)."""
     cell, began = Cell(), time.perf_counter()
     gradients = "G5" in mutant.expected[dtype]
     for case, run in bench.runs(mutant, dtype):
-        note(cell, judge(bench.session, case, run, mutant.form, mutant.name, gradients))
+        diagnose = name and not cell.named and run == dtype
+        results = judge(bench.session, case, run, mutant.form, mutant.name, gradients, diagnose)
+        note(cell, results)
+        cell.named = cell.named or named(mutant.name, results[0].diagnosis)
         if mutant.equivalent and not cell.different:
             cell.different = _difference(bench, mutant, case, run)
     cell.seconds = time.perf_counter() - began
     return cell
+
+
+def named(name: str, diagnosis: list[str]) -> str:
+    """Whether a diagnosis names this bug ("right"), only others ("others") or none, and its lines; "" without one."""
+    if not diagnosis:
+        return ""
+    looks = [line for line in diagnosis if line.startswith("looks like ")]
+    exact = any(
+        f"({name})" in line or name in re.split(r"[ ,]+", line.partition("; here")[2]) for line in looks
+    )
+    return ("right" if exact else "others" if looks else "none") + ": " + " | ".join(diagnosis)
 
 
 def _difference(bench: Bench, mutant: Mutant, case: Case, run: str) -> str:
@@ -202,6 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     chosen, dtypes = _chosen(options)
     bench, began, rows, alarms, checked = Bench(), time.perf_counter(), [], {}, 0
+    state = score.state()
+    bench.session.diagnosis_left = math.inf
     print(f"{'mutant':<{WIDTH}} {'dtype':<5} {'verdict':<32} {'margin':>8} {'s':>5}  first seen by")
     try:
         for dtype in dtypes:
@@ -210,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
                 workers_of(bench.session, run)
             for place, mutant in enumerate(chosen, 1):
                 _progress(f"{dtype} {place}/{len(chosen)} {mutant.name}")
-                rows.append(_row(bench, mutant, dtype))
+                rows.append(_row(bench, mutant, dtype, options.name))
                 print(_line(rows[-1]), flush=True)
             done, found = _clean(bench, chosen, dtype, options)
             checked, alarms = checked + done, alarms | found
@@ -222,11 +243,14 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n" + "\n".join(summary))
     if options.store:
         score.STORED.unlink(missing_ok=True)  # a failure is no score
+    if options.store and score.state() != state:
+        print("the score is not kept: bugs, cases, judge or models changed during the run", file=sys.stderr)
+        return 1
     if options.store and good:
         real = [row for row in rows if not row["equivalent"]]
         detectable = sum(row["declared"] != "-" for row in real)
         counts = dict(killed=detectable, detectable=detectable, bugs=len({row["mutant"] for row in real}))
-        _write(score.STORED, dict(state=score.state(), **counts, runs=checked, seeds=options.seeds))
+        _write(score.STORED, dict(state=state, **counts, runs=checked, seeds=options.seeds))
     if options.report:
         _write(options.report, dict(thin=THIN, seeds=options.seeds, passed=good, rows=rows, alarms=alarms))
     return 0 if good else 1
@@ -249,6 +273,11 @@ def _options(arguments):
         "--quick", action="store_true", help=f"{len(QUICK)} representative mutants, about a minute"
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help=SEEDS_HELP)
+    parser.add_argument(
+        "--name",
+        action="store_true",
+        help="let the harness name each bug from its numbers (G4) and count how often it is right; many minutes",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all results as JSON")
     parser.add_argument(
         "--store", action="store_true", help="keep the score of a full run for the header of pytest parity/"
@@ -298,9 +327,9 @@ def _chosen(options):
     return chosen, options.dtype.split(",")
 
 
-def _row(bench, mutant, dtype) -> dict[str, Any]:
+def _row(bench, mutant, dtype, name) -> dict[str, Any]:
     """One line of the table, as data."""
-    cell = run_mutant(bench, mutant, dtype)
+    cell = run_mutant(bench, mutant, dtype, name)
     word, good = verdict(mutant, dtype, cell)
     return dict(
         mutant=mutant.name,
@@ -315,6 +344,7 @@ def _row(bench, mutant, dtype) -> dict[str, Any]:
         gates={gate: asdict(kill) for gate, kill in sorted(cell.gates.items())},
         equivalent=mutant.equivalent,
         different=cell.different,
+        named=cell.named,
         note=mutant.note,
     )
 
@@ -322,6 +352,7 @@ def _row(bench, mutant, dtype) -> dict[str, Any]:
 def _line(row) -> str:
     seen = "; ".join(f"{gate} {kill['where']}" for gate, kill in row["gates"].items())
     seen = seen or row["equivalent"] or row["note"]
+    seen += f"; named {row['named']}" if row["named"] else ""
     mark = " " if row["as_declared"] else ">"
     head = f"{row['mutant']:<{WIDTH - 1}}{mark} {row['dtype']:<5} {row['verdict']:<32}"
     return f"{head} {row['margin']:>8} {row['seconds']:>5.1f}  {seen}"
@@ -371,6 +402,12 @@ def _summary(rows, checked, alarms, seeds, seconds) -> list[str]:
                 else "silent in every gate"
             )
             lines.append(f"  {name}: {row['equivalent']} ({proof})")
+    told = [row["named"].partition(":")[0] for row in real if row["named"]]
+    if told:
+        lines.append(
+            f"diagnosis (G4) of {len(told)} failing cells: {told.count('right')} named right, {told.count('others')} "
+            f"named as other bugs only, {told.count('none')} not named"
+        )
     bad = [f"  {row['mutant']} {row['dtype']}: {row['verdict']}" for row in rows if not row["as_declared"]]
     lines += ["NOT AS DECLARED:", *bad] if bad else []
     lines += ["FALSE ALARMS on the correct port:"] if alarms else []
