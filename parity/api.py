@@ -51,6 +51,7 @@ from parity.harness.other import HALF, Other
 from parity.harness.pairing import Layer, Pairing, PairingError, Parameter
 from parity.harness.runner import Session, run_case
 from parity.harness.trace import fetch
+from parity.harness.words import EN, LANGUAGES, Words
 
 DTYPES = ("fp32", "fp16", "bf16")
 DEVICES = ("CPU", "Ascend")
@@ -98,6 +99,7 @@ class Outcome:
     pairing: Pairing
     not_run: list[str] = field(default_factory=list)
     verbose: bool = False
+    words: Words = EN
 
     @property
     def passed(self) -> bool:
@@ -107,15 +109,16 @@ class Outcome:
     @property
     def lines(self) -> list[str]:
         """Header, tables and failures, as the terminal shows them."""
+        w = self.words
         lines = [
             *self.header,
-            *(f"not run: {line}" for line in self.not_run),
-            report.contract_line(self.results),
+            *(w("line.not_run", what=w.translate(line)) for line in self.not_run),
+            report.contract_line(self.results, w),
         ]
-        lines += report.summary(self.results, self.verbose)
+        lines += report.summary(self.results, self.verbose, w)
         for result in self.results:
             if not result.passed:
-                lines += ["", *report.failure(result)]
+                lines += ["", *report.failure(result, w)]
         return lines
 
 
@@ -148,9 +151,10 @@ def run(
     verbose: bool = False,
     command: str = "",
     pool: OtherPool | None = None,
+    language: str = "en",
 ) -> Outcome:
     """Pair, then judge every gate asked for. command: the line that repeats it, for the messages. pool: processes to
-    reuse for several comparisons; they are left running.
+    reuse for several comparisons; they are left running. language: of tables and messages, "en" or "zh".
 
     Raises ComparisonError.
     """
@@ -159,7 +163,7 @@ def run(
     try:
         found, header, norms = _pair(session, comparison, case)
         case = replace(case, pairing=found)
-        outcome = Outcome([], header, found, verbose=verbose)
+        outcome = Outcome([], header, found, verbose=verbose, words=Words(language))
         form = NATIVE_FORMS[1] if norms else device
         if comparison.semantics is not False:
             result = run_case(session, case, "fp64", form, diagnose=False)
@@ -182,7 +186,8 @@ def run(
     for result in outcome.results:
         result.reproduce, result.repro = command, ""
     if folder is not None:
-        paths = report.write(outcome.results, header, Path(folder), not_run=outcome.not_run)
+        paths = report.write(outcome.results, header, Path(folder), outcome.words, outcome.not_run)
+        paths.append(report.junit(outcome.results, Path(folder), f"parity other {comparison.name}"))
         outcome.header = [*header, f"report: {', '.join(map(str, paths))}"]
     return outcome
 
@@ -439,6 +444,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="", help="comma list of fp32, fp16, bf16 (default: the file's)")
     parser.add_argument("--gradients", action="store_true", help="gate G5 too, whatever the file says")
     parser.add_argument("--report", default="parity-report", metavar="DIR", help="where the report files go")
+    parser.add_argument(
+        "--lang", default="en", choices=LANGUAGES, help="language of the tables (default: en)"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="all rows of all tables")
     options = parser.parse_args(arguments)
     try:
@@ -449,7 +457,10 @@ def main(arguments: list[str] | None = None) -> int:
             comparison = replace(comparison, gradients=True)
         command = ["python", "-m", "parity", "other", options.file]
         command += ["--dtype", ",".join(comparison.dtypes)] + (["--gradients"] if options.gradients else [])
-        outcome = run(comparison, options.device, options.report, options.verbose, shlex.join(command))
+        repeat = shlex.join(command)
+        outcome = run(
+            comparison, options.device, options.report, options.verbose, repeat, language=options.lang
+        )
     except ComparisonError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,14 +5,12 @@ import argparse
 import shlex
 import shutil
 import tempfile
-import xml.etree.ElementTree as xml
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from converters.command import Parser, guarded, parse_setting
-from converters.output import write_whole
 from parity.harness import report
 from parity.harness.backends import WorkerError
 from parity.harness.behaviour import run_gradients
@@ -179,22 +177,6 @@ def header(bundle: Bundle, port: dict[str, Any], plans: list[tuple], device: str
     return lines
 
 
-def junit(results: list[CaseResult], path: Path) -> Path:
-    """The results for a CI server."""
-    failed = sum(not result.passed for result in results)
-    suite = xml.Element("testsuite", name="parity compare", tests=str(len(results)), failures=str(failed))
-    for result in results:
-        name = f"{result.dtype}-{result.form}-{result.case}"
-        case = xml.SubElement(
-            suite, "testcase", classname=f"parity.{result.gate}", name=name, time=f"{result.seconds:.3f}"
-        )
-        if not result.passed:
-            lines = report.failure(result)
-            xml.SubElement(case, "failure", message=lines[0]).text = "\n".join(lines)
-    write_whole(path, xml.tostring(suite, encoding="utf-8", xml_declaration=True))
-    return path
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: every tap passes; 1: the port disagrees; 2: the comparison could not be made."""
     return guarded(lambda: _main(arguments))
@@ -278,6 +260,6 @@ def _tell(results: list[CaseResult], lines: list[str], options: argparse.Namespa
             ["", *notes, report.contract_line(results, w), *report.summary(results, options.verbose, w)]
         )
     )
-    paths = [*report.write(results, lines, folder, w), junit(results, folder / "junit.xml")]
+    paths = [*report.write(results, lines, folder, w), report.junit(results, folder, "parity compare")]
     print(w("line.report", paths=", ".join(map(str, paths))))
     return 0 if results and all(result.passed for result in results) else 1

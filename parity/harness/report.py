@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import xml.etree.ElementTree as xml
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -273,6 +274,23 @@ def write(
         with open(os.environ["GITHUB_STEP_SUMMARY"], "a", encoding="utf-8") as file:
             file.write(text)
     return paths
+
+
+def junit(results: list[CaseResult], folder: Path, name: str) -> Path:
+    """The results as junit.xml, for a CI server; where pytest is not there to write it. name: of the suite."""
+    failed = sum(not result.passed for result in results)
+    suite = xml.Element("testsuite", name=name, tests=str(len(results)), failures=str(failed))
+    for result in results:
+        run = f"{result.dtype}-{result.form}-{result.case}"
+        case = xml.SubElement(
+            suite, "testcase", classname=f"parity.{result.gate}", name=run, time=f"{result.seconds:.3f}"
+        )
+        if not result.passed:
+            lines = failure(result)
+            xml.SubElement(case, "failure", message=lines[0]).text = "\n".join(lines)
+    path = folder / "junit.xml"
+    write_whole(path, xml.tostring(suite, encoding="utf-8", xml_declaration=True))
+    return path
 
 
 def load(path: Path) -> tuple[list[CaseResult], list[str], list[str]]:
