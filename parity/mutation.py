@@ -376,7 +376,9 @@ def _clean(bench, chosen, dtype, options) -> tuple[int, dict[str, str]]:
             _progress(f"{dtype} correct port {done}/{len(wanted) * options.seeds} {name} seed {seed}")
             found = bench.alarms(replace(case, seed=case.seed + seed), run, form, gradients)
             for gate, kill in found.items():
-                alarms[f"{name} {run} {form} seed {seed}: {gate}"] = f"{kill.where}, margin {kill.margin:.3g}"
+                where = f"{name} {run} {form} seed {seed}: {gate}"
+                alarms[where] = f"{kill.where}, margin {kill.margin:.3g}"
+                print(f"FALSE ALARM {where} {alarms[where]}", flush=True)
     return done, alarms
 
 
