@@ -3,12 +3,15 @@
 
 from ms_latte.checkpoint import load, save
 model = load("skytimelapse.pt")              # builds the Latte or LatteT2V that the file describes
+vae = load("sd-vae-ft-mse.ckpt", expected="AutoencoderKL")         # or a VAE, or the T5 encoder
 save(model, "skytimelapse.safetensors")      # weights bit for bit, the configuration inside and beside them
 """
 
 import difflib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import mindspore as ms
@@ -21,15 +24,23 @@ from converters.containers.target import FILES, check_replaceable, parse_size, w
 from converters.layouts import FAMILIES, OURS, candidates
 from converters.stream import TensorEntry
 from ms_latte.models.latte import Latte
-from ms_latte.models.latte_t2v import LatteT2V
 from ms_latte.models.precision import Precision
 
-MODELS = {"Latte": Latte, "LatteT2V": LatteT2V}
+# Class name -> module, imported when the class is needed.
+MODELS = {
+    "Latte": "models.latte",
+    "LatteT2V": "models.latte_t2v",
+    "AutoencoderKL": "encoders.vae",
+    "AutoencoderKLTemporalDecoder": "encoders.vae",
+    "T5EncoderModel": "encoders.t5",
+}
 REPORT_LIMIT = 20  # names per group in an error
 FLOAT16_LIMIT = 65520.0  # values from here on round to infinity in float16
 
 # Arguments that change no number of a forward pass without dropout: a file and a given model may differ in them.
-INERT = ("class_dropout_prob", "dropout", "num_embeds_ada_norm")
+INERT = ("class_dropout_prob", "dropout", "dropout_rate", "num_embeds_ada_norm", "force_upcast")
+# Arguments of the encoders that no tensor shows: what the converters assume without words is no fact of the file.
+UNSEEN = ("scaling_factor", "norm_num_groups", "relative_attention_max_distance", "layer_norm_epsilon")
 # Arguments of the host, not of the weights: never stored.
 OF_THE_HOST = ("attention", "enable_flash_attention", "use_recompute")
 
@@ -43,26 +54,29 @@ class CheckpointError(ValueError):
 def load(path, model=None, which="ema", precision=None, overrides=None, layout=None, expected=None):
     """A model in evaluation mode with the weights of `path`: a published checkpoint or a file of `save`.
 
-    path: .pt .pth .bin .safetensors .ckpt, sharded index or diffusers folder. model: a Latte or LatteT2V to fill
-    instead of building one. which: "ema" (or what there is), "model" or "state_dict". precision: of the model
-    to build, Precision() by default. overrides: constructor arguments that win over those found. layout: name
-    of the published layout where names fit several. expected: "Latte" or "LatteT2V" where only that will do. The
-    weights stay in the mapped file until they are
-    changed. Raises CheckpointError if file and model differ in names, shapes or configuration, and
+    path: .pt .pth .bin .safetensors .ckpt, sharded index, diffusers, transformers or pipeline folder. model: one of
+    MODELS to fill instead of building it. which: "ema" (or what there is), "model" or "state_dict". precision: of the
+    model to build, Precision() by default. overrides: constructor arguments that win over those found. layout: name
+    of the published layout where names fit several. expected: one name of MODELS where only that will do; in a
+    pipeline's folder it also says which part is meant, without it the denoiser. The weights stay in the mapped file
+    until they are changed. Raises CheckpointError if file and model differ in names, shapes or configuration, and
     converters.ConversionError for a file that cannot be read.
     """
+    if expected not in (None, *MODELS):
+        raise CheckpointError(f"expected={expected!r} is no model; expected one of {', '.join(MODELS)}")
     if model is not None and precision is not None and precision != model.precision:
         raise CheckpointError(
             f"load({path}) got a model in {model.precision} and precision={precision}; "
             "remedy: pass precision only when load builds the model"
         )
     if model is None:
-        checkpoint = converters.load(path, which, layout, overrides)
+        family = _family(path, which, layout, expected)
+        checkpoint = converters.load(path, which, layout, overrides, family)
         if expected not in (None, checkpoint.model):
             raise CheckpointError(
                 f"{path} holds a {checkpoint.model}, expected a {expected}; remedy: {checkpoint.model}.from_pretrained"
             )
-        model = MODELS[checkpoint.model](**checkpoint.config, precision=precision or Precision())
+        model = _class(checkpoint.model)(**checkpoint.config, precision=precision or Precision())
         conflicts = []
     else:
         checkpoint, told = _open_for(model, path, which, layout, overrides)
@@ -83,7 +97,7 @@ def load_arrays(model, tensors, precision=None):
 
 
 def save(model, path, max_shard_size=None, folder=False):
-    """Write weights and configuration of a Latte or LatteT2V; returns the content hash of the weights.
+    """Write weights and configuration of one of MODELS; returns the content hash of the weights.
 
     path: a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder (a name without an ending, or folder=True).
     Every parameter is stored in its own type, bit for bit. max_shard_size: "5GB", "500MB" or bytes, in a folder.
@@ -99,7 +113,7 @@ def save(model, path, max_shard_size=None, folder=False):
     if not path.parent.is_dir():
         raise CheckpointError(f"folder {path.parent} does not exist; remedy: mkdir -p {path.parent}")
     entries = {name: _entry(parameter) for name, parameter in model.parameters_and_names()}
-    config, layout, stem = _stored_config(model), OURS[kind], FAMILIES["latte"].stem
+    config, layout, stem = _stored_config(model), OURS[kind], FAMILIES[_home(kind)].stem
     metadata = {"model": kind, "config": json.dumps(config), "layout": "ours"}
     check_replaceable(path, stem, folder)
     size = parse_size(str(max_shard_size)) if max_shard_size is not None else None
@@ -109,31 +123,74 @@ def save(model, path, max_shard_size=None, folder=False):
 
 
 def _kind(model):
-    kind = next((name for name, owner in MODELS.items() if isinstance(model, owner)), None)
-    if kind is None:
-        raise CheckpointError(f"got a {type(model).__name__}, expected a {' or a '.join(MODELS)}")
-    return kind
+    for owner in type(model).__mro__:
+        if owner.__module__ == f"ms_latte.{MODELS.get(owner.__name__)}":
+            return owner.__name__
+    raise CheckpointError(f"got a {type(model).__name__}, expected a {' or a '.join(MODELS)}")
+
+
+def _class(kind):
+    return getattr(import_module(f"ms_latte.{MODELS[kind]}"), kind)
+
+
+def _home(kind):
+    """The converters' family of a model."""
+    return next(name for name, family in FAMILIES.items() if kind in family.ours)
+
+
+def _family(path, which, layout, kind=None):
+    """The converters' family that a file belongs to; of a pipeline's folder, that of `kind`, or the denoiser's.
+
+    What cannot be read is left to the converters' loader, whose error says why.
+    """
+    home = _home(kind or "Latte")
+    if kind is not None and Path(path).is_dir():
+        others = ()
+    else:
+        others = tuple(name for name in FAMILIES if name != home)
+    for name in (home, *others):
+        with suppress(converters.ConversionError):
+            source = open_source(Path(path), name)
+            if source.metadata.get("model") in OURS:
+                return _home(source.metadata["model"])
+            entries, _ = unwrap(source.tree, which, source.path)
+            found = [family.name for family, _ in candidates(_shapes(entries))]
+            if found:
+                return home if home in found else found[0]
+    return next((name for name, family in FAMILIES.items() if layout in family.layouts), home)
 
 
 def _open_for(model, path, which, layout, overrides):
     """The checkpoint, with the model's own configuration where the file does not tell enough, and what it tells."""
     kind, overrides = _kind(model), overrides or {}
+    family = _family(path, which, layout, kind)
     try:
-        checkpoint = converters.load(path, which, layout, overrides)
+        checkpoint = converters.load(path, which, layout, overrides, family)
         held, told = checkpoint.model, checkpoint.config
+        if held == kind and family != "latte":
+            told = _without_guesses(checkpoint, path, overrides)
     except converters.ConversionError:
-        source = open_source(Path(path), "latte")
+        source = open_source(Path(path), family)
         entries, _ = unwrap(source.tree, which, source.path)
-        held = {found.model.name for _, found in candidates(_shapes(entries), ["latte"])} or {kind}
+        held = {found.model.name for _, found in candidates(_shapes(entries), [family])} or {kind}
         held = kind if kind in held else held.pop()
         if held == kind:
-            checkpoint = converters.load(path, which, layout, {**_stored_config(model), **overrides})
+            checkpoint = converters.load(path, which, layout, {**_stored_config(model), **overrides}, family)
             told, _ = OURS[kind].model.arguments({**find_config(source)[0], **overrides}, str(path))
     if held != kind:
         raise CheckpointError(
             f"{path} holds a {held}, the model is a {kind}; no lossless map exists between them"
         )
     return checkpoint, told
+
+
+def _without_guesses(checkpoint, path, overrides):
+    """The configuration of a file without what neither its tensors nor any words say: the model may know better."""
+    family = FAMILIES[_home(checkpoint.model)]
+    side, _ = find_config(open_source(Path(path), family.name))
+    said, _ = OURS[checkpoint.model].model.arguments({**side, **overrides}, str(path))
+    said |= family.named(checkpoint.layout, checkpoint.model).defaults(said)
+    return {name: value for name, value in checkpoint.config.items() if name in said or name not in UNSEEN}
 
 
 def _shapes(entries):
@@ -143,6 +200,8 @@ def _shapes(entries):
 def _conflicts(model, told):
     """Arguments in which the file and a given model differ, although perhaps no shape shows it."""
     skipped = INERT if model.config.get("condition", "class") == "class" else (*INERT, "num_classes")
+    if _home(_kind(model)) == "vae":
+        skipped = (*skipped, "sample_size")  # a VAE takes any size
     return [
         f"{name}: got {value!r} in the file, expected {model.config[name]!r}"
         for name, value in told.items()
@@ -152,7 +211,7 @@ def _conflicts(model, told):
 
 def _plain(value):
     """A square [n, n] equals n."""
-    return value[0] if isinstance(value, list) and value[0] == value[1] else value
+    return value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
 
 
 def _stored_config(model):

@@ -2,8 +2,8 @@
 """The one place that selects a device, forces and reads back its precision, and chooses formulations.
 
 A *formulation* is one way to write an operation; all of an operation's formulations are the same mathematics
-and stand in one table, `ms_latte.models.layers.FORMULATIONS`. A device selects one of each; nothing else in
-the code depends on it.
+and stand in one table, FORMULATIONS, of `ms_latte.models.layers` or `ms_latte.encoders.vae_layers`. A device selects
+one of each; nothing else in the code depends on it.
 """
 
 import os
@@ -26,6 +26,9 @@ BY_DEVICE = {
         "spread": "gather",
         "attention": "composed",
         "half_grid": "cast",
+        "conv2d": "im2col",
+        "conv3d": "stacked",
+        "group_norm": "composed",
     },
     "Ascend": {
         "linear": "dense",
@@ -36,6 +39,9 @@ BY_DEVICE = {
         "spread": "broadcast",
         "attention": "kernel",
         "half_grid": "cast",
+        "conv2d": "native",
+        "conv3d": "native",
+        "group_norm": "native",
     },
 }
 

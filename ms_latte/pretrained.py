@@ -10,8 +10,10 @@ class Pretrained:
 
         max_shard_size: "5GB", "500MB" or bytes; larger models become shards with an index. The folder appears
         when it is complete and replaces an older one; diffusers' `LatteTransformer3DModel.from_pretrained`
-        reads that of a `LatteT2V` whose temporal positions are its own. Raises CheckpointError for a model that
-        the format cannot describe, ConversionError for a folder that holds other things.
+        reads that of a `LatteT2V` whose temporal positions are its own, and diffusers' classes of the same name
+        read those of the VAEs. The weights of a `T5EncoderModel` are in model.safetensors, as in transformers.
+        Raises CheckpointError for a model that the format cannot describe, ConversionError for a folder that holds
+        other things.
         """
         from ms_latte import checkpoint
 
@@ -21,7 +23,7 @@ class Pretrained:
     def from_pretrained(cls, path, subfolder=None, which="ema", precision=None, layout=None, **overrides):
         """A model in evaluation mode from a folder (diffusers' or ours) or any file that the converters know.
 
-        subfolder: of a pipeline's folder, such as "transformer". which, precision, layout: as in
+        subfolder: of a pipeline's folder, such as "transformer" or "vae". which, precision, layout: as in
         `ms_latte.checkpoint.load`; overrides: constructor arguments that win over the configuration. Raises
         CheckpointError if the weights are another model's, ConversionError for what cannot be read.
         """

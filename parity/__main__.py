@@ -14,6 +14,10 @@ VERBS = {
         "parity.api",
         "judge a port that this project did not write: a torch module against a MindSpore cell",
     ),
+    "generate": (
+        "parity.generation",
+        "sample videos with the port's own command and with the torch twins, compare their bytes",
+    ),
     "mutants": ("parity.mutation", "inject every catalogued port bug and show which gate kills it"),
     "record": ("parity.record", "keep what the judge asks torch in a bundle, for a machine without torch"),
     "compare": ("parity.compare", "judge the port by a bundle, on a machine without torch"),

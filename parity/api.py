@@ -415,8 +415,13 @@ def definition(word: str) -> Comparison:
     path = examples().get(word, Path(word))
     if not path.is_file():
         raise ComparisonError(f"{word}: no such file, nor one of the examples {', '.join(examples())}")
-    spec = importlib.util.spec_from_file_location(f"_definition_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    title = f"_definition_{path.stem}"
+    spec = importlib.util.spec_from_file_location(title, path)
+    if spec is None:
+        raise ComparisonError(f"{word}: expected a Python file, *.py")
+    sys.modules[title] = module = importlib.util.module_from_spec(
+        spec
+    )  # before it runs: dataclasses look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's file may raise anything
@@ -461,7 +466,7 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = run(
             comparison, options.device, options.report, options.verbose, repeat, language=options.lang
         )
-    except ComparisonError as error:
+    except (ComparisonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(outcome.lines))

@@ -194,17 +194,20 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Meaning before numbers: float64 runs first. Runs of a dtype follow each other and share its workers."""
+    """Meaning before numbers: G1 runs first. Runs of a dtype follow each other and share its workers."""
     ours = [place for place, item in enumerate(items) if item.path.parent.name == "parity"]
     dtypes = ("fp64", *DTYPES)
-    ordered = sorted((items[place] for place in ours), key=lambda item: dtypes.index(_dtype(item)))
+    ordered = sorted(
+        (items[place] for place in ours),
+        key=lambda item: (dtypes.index(_dtype(item)), item.path.name != "test_semantics.py"),
+    )
     for place, item in zip(ours, ordered, strict=True):
         items[place] = item
 
 
 def _dtype(item):
     chosen = item.callspec.params if hasattr(item, "callspec") else {}
-    return chosen.get("dtype") or chosen.get("chosen_dtype") or DTYPES[0]
+    return next((word for word in chosen.values() if word in ("fp64", *DTYPES)), DTYPES[0])
 
 
 def pytest_report_header(config):

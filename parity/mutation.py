@@ -300,6 +300,8 @@ def _options(arguments):
         parser.error("--store keeps the score of all mutants in all dtypes; got a part of them")
     if options.seeds < 1:
         parser.error(f"got --seeds {options.seeds}, expected 1 or more")
+    if options.report and options.report.is_dir():
+        parser.error(f"--report {options.report} is a folder, expected a file")
     if options.report and not options.report.resolve().parent.is_dir():
         parser.error(
             f"folder {options.report.parent} does not exist; remedy: mkdir -p {options.report.parent}"
@@ -319,12 +321,12 @@ SEEDS_HELP = (
 
 
 def _chosen(options):
-    names = options.names or (QUICK if options.quick else MUTANTS)
+    names = dict.fromkeys(options.names) or (QUICK if options.quick else MUTANTS)
     chosen = [MUTANTS[name] for name in names if options.file in (None, MUTANTS[name].file)]
     if not chosen:
         print(f"error: no mutant of those chosen stands in the file {options.file}", file=sys.stderr)
         raise SystemExit(2)
-    return chosen, options.dtype.split(",")
+    return chosen, list(dict.fromkeys(options.dtype.split(",")))
 
 
 def _row(bench, mutant, dtype, name) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def inputs_of(case: Case) -> dict[str, str]:
 
 def wanted_dtypes(text: str, allowed: Sequence[str] = DTYPES) -> list[str]:
     """The dtypes of a comma list. Raises BundleError for one that is not allowed."""
-    words = text.split(",")
+    words = list(dict.fromkeys(text.split(",")))
     wrong = [word for word in words if word not in allowed]
     if wrong:
         raise BundleError(f"--dtype {text}", got=", ".join(wrong), expected=" or ".join(allowed))
@@ -175,6 +175,11 @@ def record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 f"--inside {' '.join(closed)} fits no stage of a case that is compared by stages",
                 expected="stages such as blocks.3",
                 remedy="--taps stages",
+            )
+        if not runs:
+            raise BundleError(
+                f"none of the chosen cases is judged in {options.dtype}",
+                remedy="choose another --dtype or --case",
             )
         torch = pool.get("torch", "CPU", dtypes[0]).environment
     finally:
@@ -236,6 +241,11 @@ def _main(arguments: list[str] | None) -> int:
         raise BundleError(
             f"--frames {options.frames}", expected="1 or more, with --size full or --checkpoint"
         )
+    alone = [flag for flag in ("set", "layout") if getattr(options, "settings" if flag == "set" else flag)]
+    if alone and not options.checkpoint:
+        raise BundleError(f"--{alone[0]} describes a --checkpoint; none is given")
+    if options.case and (options.checkpoint or options.size):
+        raise BundleError("--case, --checkpoint and --size full exclude each other")
     if options.sample < 0 or (options.full and not options.sample):
         raise BundleError("--sample needs a positive number, and --full a --sample", got=options.sample)
     target = Path(options.output).resolve()

@@ -28,12 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
     w = Words(options.lang)
     try:
         results, header, not_run = report.load(options.file)
+        lines = [w.translate(line) for line in header]
+        lines += [report.contract_line(results, w), *report.summary(results, options.verbose, w)]
         paths = report.write(results, header, options.output or options.file.parent, w, not_run)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    lines = [w.translate(line) for line in header]
-    lines += [report.contract_line(results, w), *report.summary(results, options.verbose, w)]
+    except (AttributeError, LookupError, TypeError) as error:  # JSON of another structure
+        what = f"{type(error).__name__}: {error}"
+        print(f"error: {options.file} is no parity.json of this version ({what})", file=sys.stderr)
+        return 2
     print(*lines, w("line.report", paths=", ".join(map(str, paths))), sep="\n")
     return 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.output import write_whole
-from parity.bisection import DTYPES, Bench, bench, check_mutant, find_case
+from parity.bisection import DTYPES, FORMS, Bench, bench, check_mutant, find_case
 from parity.harness.backends import ROOT, WorkerError
 from parity.harness.packing import ARRAYS, DATA, encode
 from parity.harness.runner import Session
@@ -135,7 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--dtype", default="fp32", choices=DTYPES, help="fp64 is gate G1 (default: %(default)s)"
     )
     parser.add_argument("--device", default="CPU", choices=("CPU", "Ascend"), help="device of the port")
-    parser.add_argument("--form", default="", help="formulation set of the port (default: the device's)")
+    parser.add_argument(
+        "--form", default="", choices=FORMS, help="formulation set of the port (default: the device's)"
+    )
     parser.add_argument(
         "--mutant", default="", metavar="NAME", help="inject a registered bug, to see a file with one"
     )

@@ -1,38 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gate G5: gradients of the inputs and of every parameter of the nets, float64 first, then by the ratio rule.
 
-Drift over many steps against a noise twin; graph mode against PyNative.
+Drift over many steps, and of samplers, against a noise twin; graph mode against PyNative.
 """
 
-import shlex
+from pathlib import Path
 
 import pytest
 
-from parity.conftest import CASES, RESULTS, SESSION
+from parity.conftest import CASES, RESULTS, SESSION, WORDS
+from parity.conftest import _command as repeat
 from parity.harness import report
 from parity.harness.behaviour import run_drift, run_gradients, run_graph
 
 # A net's own arguments for the state and the time of an iteration. Eight times from late to early, none of them
 # those of the case itself.
 TIMES = [977, 811, 640, 475, 310, 160, 50, 3]
-DRIFT = {
-    "latte.Latte-class": dict(state="x", time="t", times=TIMES),
-    "latte_t2v.LatteT2V-mask2d": dict(state="hidden_states", time="timestep", times=TIMES),
+LATTE, T2V = "latte.Latte-class", "latte_t2v.LatteT2V-mask2d"
+NAMES = {LATTE: dict(state="x", time="t"), T2V: dict(state="hidden_states", time="timestep")}
+DRIFT = {name: dict(**names, times=TIMES) for name, names in NAMES.items()}
+SEED = 7  # of the fresh noise of ancestral steps
+# Samplers with a net as the denoiser: (case, arguments of make_sampler).
+SAMPLERS = {
+    "ddpm": (LATTE, dict(name="ddpm", steps="8", channel_axis=2)),
+    "ddim": (LATTE, dict(name="ddim", steps="ddim8", channel_axis=2)),
+    "ddim_eta": (T2V, dict(name="ddim", steps=8, channel_axis=1, eta=0.5, spacing="leading", steps_offset=1)),
+    "euler": (T2V, dict(name="euler", steps=8, channel_axis=1)),
+    "dpm++2m": (T2V, dict(name="dpm++2m", steps=8, channel_axis=1)),
 }
 # Compiling takes seconds: all of these in fp32, the first in half precision too.
 GRAPH = ("latte.Latte-class", "latte.Latte-guidance", "latte_t2v.LatteT2V-mask2d")
 
 
 def pytest_generate_tests(metafunc):
-    """Drift and graph mode: few cases, those of them that the options select."""
+    """Drift, samplers and graph mode: few cases, those of them that the options select."""
     if "chosen" not in metafunc.fixturenames:
         return
     option = metafunc.config.option
     cases = {case.id: case for case in metafunc.config.stash.get(CASES, [])}
-    drift = metafunc.function.__name__ == "test_drift"
+    dtypes, function = option.dtype.split(","), metafunc.function.__name__
+    if function == "test_samplers":
+        runs = [
+            pytest.param(name, cases[case], dtype, id=f"{dtype}-{name}")
+            for dtype in ("fp64", *dtypes)
+            for name, (case, _) in SAMPLERS.items()
+            if case in cases
+        ]
+        metafunc.parametrize("sampler, chosen, chosen_dtype", runs)
+        return
+    drift = function == "test_drift"
     runs = [
         pytest.param(cases[name], dtype, id=f"{dtype}-{name}")
-        for dtype in option.dtype.split(",")
+        for dtype in dtypes
         for name in (DRIFT if drift else GRAPH)
         if name in cases and (drift or dtype == "fp32" or name == GRAPH[0])
     ]
@@ -44,12 +63,12 @@ def keep(request):
     """Enter a result into the report, fail with its message."""
 
     def run(result):
-        result.reproduce = shlex.join(
-            ["pytest", request.node.nodeid, "--device", request.config.option.device]
-        )
+        option = request.config.option
+        result.reproduce = repeat(option, request.node.nodeid)
         request.config.stash[RESULTS].append(result)
         if not result.passed:
-            pytest.fail("\n".join(report.failure(result)), pytrace=False)
+            page = str(Path(option.report) / "parity.html")
+            pytest.fail("\n".join(report.failure(result, request.config.stash[WORDS], page)), pytrace=False)
 
     return run
 
@@ -60,6 +79,12 @@ def test_gradients(judge, parity_case, dtype, form):
 
 def test_drift(keep, request, chosen, chosen_dtype):
     keep(run_drift(request.config.stash[SESSION], chosen, chosen_dtype, **DRIFT[chosen.id]))
+
+
+def test_samplers(keep, request, sampler, chosen, chosen_dtype):
+    names, arguments = NAMES[chosen.id], SAMPLERS[sampler][1]
+    options = dict(verb="sample", sampler=arguments, noise=SEED, label=sampler)
+    keep(run_drift(request.config.stash[SESSION], chosen, chosen_dtype, **names, **options))
 
 
 def test_graph_mode(keep, request, chosen, chosen_dtype):

@@ -86,6 +86,8 @@ def parse(lines: Iterable[str]) -> Counter:
         else:
             found[Dispatch(name, gradient or place)] += not (run and run == asked)
             asked = alone
+    if inside:
+        raise ValueError(f"MindSpore's log never ends {inside}: what came behind it was not counted")
     found = +found
     if not found:
         raise ValueError(

@@ -2,7 +2,7 @@
 """A parity case, as data, and where the cases come from.
 
 `parity/models/attention.py` lists CASES for the classes and functions of `torch_ref/models/attention.py` and
-`ms_latte/models/attention.py`: the twin files are found from the path of the case file.
+`ms_latte/models/attention.py`, and so on in the other FOLDERS: the twin files are found from the path of the case file.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 SIZES = ("tiny", "thin", "full")
+FOLDERS = ("models", "diffusion", "encoders")
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,16 @@ class Case:
 
 
 def collect() -> list[Case]:
-    """All cases of `parity/models`, in the order of their files.
+    """All cases below `parity`, in the order of FOLDERS and of their files.
 
     Raises ValueError for two cases of one id.
     """
     cases: list[Case] = []
-    root = importlib.import_module("parity.models")
-    for module in sorted(pkgutil.iter_modules(root.__path__), key=lambda item: item.name):
-        loaded = importlib.import_module(f"parity.models.{module.name}")
-        cases += [replace(case, file=f"models.{module.name}") for case in loaded.CASES]
+    for folder in FOLDERS:
+        root = importlib.import_module(f"parity.{folder}")
+        for module in sorted(pkgutil.iter_modules(root.__path__), key=lambda item: item.name):
+            loaded = importlib.import_module(f"parity.{folder}.{module.name}")
+            cases += [replace(case, file=f"{folder}.{module.name}") for case in loaded.CASES]
     ids = [case.id for case in cases]
     doubles = sorted({name for name in ids if ids.count(name) > 1})
     if doubles:

@@ -422,7 +422,7 @@ def _spreads(results: list[CaseResult], w: Words) -> str:
         if not values:
             continue
         finite = [math.log10(value) for value in values if 0 < value < math.inf]
-        low = max(math.floor(min(finite, default=-1)), -9)
+        low = min(max(math.floor(min(finite, default=-1)), -9), 0)
         up = min(max(math.ceil(max(finite, default=1)), 1), 9)
         fine = gates.PER_DECADE if up - low > 4 else 3 * gates.PER_DECADE
         edges = [low + i / fine for i in range((up - low) * fine + 1)]

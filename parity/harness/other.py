@@ -69,10 +69,13 @@ def locate(path: str) -> Any:
         title = f"_other_{zlib.crc32(str(Path(place).resolve()).encode()):x}_{Path(place).stem}"
         if title not in sys.modules:
             spec = importlib.util.spec_from_file_location(title, place)
-            module = importlib.util.module_from_spec(spec)
+            sys.modules[title] = module = importlib.util.module_from_spec(spec)  # dataclasses look there
             sys.path.insert(0, str(Path(place).resolve().parent))  # modules beside the file, as in a script
-            spec.loader.exec_module(module)
-            sys.modules[title] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[title]
+                raise
         module = sys.modules[title]
     else:
         module = importlib.import_module(place)
@@ -239,6 +242,16 @@ class OtherSide:
             return super()._encode(value) if isinstance(value, (list, tuple, dict)) else Opaque(str(value))
         return super()._encode(value)
 
+    def _call_root(self, method: str, inputs: dict[str, Any]) -> Any:
+        out = super()._call_root(method, inputs)
+        lost = sorted(others(out, self.is_tensor))
+        if lost:
+            raise TypeError(
+                f"the model returns {', '.join(lost)} beside its tensors, which nothing would compare; wrap it in the "
+                "factory so that it returns tensors, or tuples, lists and mappings of them"
+            )
+        return out
+
     def _results(self, out: Any) -> tuple[list[Any], list[str]]:
         return super()._results(flat(out, self.is_tensor))
 
@@ -273,3 +286,13 @@ def flat(out: Any, is_tensor: Any) -> list[Any]:
         return [out]
     items = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else []
     return [tensor for item in items for tensor in flat(item, is_tensor)]
+
+
+def others(out: Any, is_tensor: Any) -> set[str]:
+    """Types in a result that `flat` leaves out; None is no result."""
+    if out is None or is_tensor(out):
+        return set()
+    if isinstance(out, (Mapping, list, tuple)):
+        items = out.values() if isinstance(out, Mapping) else out
+        return set().union(*(others(item, is_tensor) for item in items))
+    return {type(out).__name__}

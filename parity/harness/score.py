@@ -5,12 +5,19 @@ import hashlib
 import json
 from pathlib import Path
 
+from parity.harness.case import FOLDERS
 from parity.harness.words import EN
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "parity" / "mutants" / "score.json"
 # What decides which bug is caught: the bugs, the cases, the judge, and the code that bugs are injected into.
-DECIDING = ("parity/mutants", "parity/models", "parity/harness", "ms_latte/models", "torch_ref/models")
+DECIDING = (
+    "parity/mutants",
+    "parity/harness",
+    *(f"{package}/{folder}" for package in ("parity", "ms_latte", "torch_ref") for folder in FOLDERS),
+)
+# The margin that a kill needs, and code outside of the folders that bugs are injected into.
+FILES = ("parity/mutation.py", "ms_latte/checkpoint.py", "ms_latte/device.py")
 # Modules of the harness that only tell, record or replay what the judge found.
 TELLING = {
     "report",
@@ -30,11 +37,12 @@ TELLING |= {"audit", "fingerprint", "fingerprint_devices", "diagnosis", "full", 
 def state(root: Path = ROOT) -> str:
     """sha256 over the names and contents of all files that decide the score."""
     total = hashlib.sha256()
-    for folder in DECIDING:
-        for path in sorted((root / folder).glob("*.py")):
-            if not (folder == "parity/harness" and (path.stem in TELLING or path.stem.startswith("other"))):
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-                total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    paths = [path for folder in DECIDING for path in sorted((root / folder).glob("*.py"))]
+    for path in [*paths, *(root / name for name in FILES)]:
+        telling = path.stem in TELLING or path.stem.startswith("other")
+        if not (path.parent == root / "parity/harness" and telling):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     return total.hexdigest()
 
 

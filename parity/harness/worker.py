@@ -283,6 +283,31 @@ class Side:
             states.append(x)
         return states
 
+    def sample(
+        self, inputs: dict[str, Any], method: str, state: str, time: str, sampler: dict[str, Any], noise: int
+    ) -> list[Any]:
+        """Sampling with a net as the denoiser. Returns the latents after every step.
+
+        state, time: names of the net's arguments; inputs[state] is the unit noise to start from. sampler: arguments of
+        `diffusion.samplers.make_sampler`. noise: seed of the fresh noise of the steps, drawn in float32 on every side.
+        The net runs in the dtype under test, the sampler in float32 (float64 under fp64).
+        """
+        samplers = importlib.import_module(f"{self.package}.diffusion.samplers")
+        stepper = samplers.make_sampler(**sampler, precision=self.policy)
+        rng = np.random.default_rng(noise)
+        start = fetch(inputs[state])
+        x = self.tensor(start * np.float32(stepper.init_scale))
+        states, history = [], ()
+        for index, t in enumerate(stepper.timesteps):
+            now = self.decode({**inputs, time: np.full_like(fetch(inputs[time]), t)})
+            now[state] = self.policy.round(stepper.scale_input(x, index))
+            out = self.call(self.root, "" if self.bound else method, now)
+            fresh = rng.standard_normal(start.shape, dtype=np.float32)
+            fresh = self.tensor(fresh) if stepper.needs_noise else None
+            x, history = stepper.step(index, x, out, noise=fresh, history=history)
+            states.append(self.array(x))
+        return states
+
     def local(self, requests: list[tuple[str, tuple, dict]]) -> list[list[Any]]:
         """Run single modules on given inputs: [(name, args, kwargs)] -> their results. Teacher forcing."""
         modules, answers = dict(self.modules()), []

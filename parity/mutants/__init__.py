@@ -10,6 +10,7 @@ gate G1 (float64) is part of the row fp32. "-" means not detectable there, with 
 """
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import textwrap
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+
+from parity.harness.case import FOLDERS
 
 DTYPES = ("fp32", "fp16", "bf16")
 
@@ -27,8 +30,8 @@ class MutantError(ValueError):
 
 @dataclass(frozen=True)
 class Edit:
-    """One replacement in the source of a function. place: "layers.LayerNorm.construct", a path below `ms_latte.models`
-    ("checkpoint._fill": below `ms_latte`). old must occur exactly once."""
+    """One replacement in the source of a function. place: "layers.LayerNorm.construct", a path below one of the folders
+    that have cases, or below `ms_latte` ("checkpoint._fill"). old must occur exactly once."""
 
     place: str
     old: str
@@ -158,8 +161,11 @@ def _edited(entry: Mutant) -> dict[Any, Any]:
 
 def _function(entry: Mutant, place: str) -> Any:
     module, *path = place.split(".")
-    package = "ms_latte" if module in ("checkpoint", "device", "pretrained") else "ms_latte.models"
+    packages = [*(f"ms_latte.{folder}" for folder in FOLDERS), "ms_latte"]
     try:
+        package = next(
+            (name for name in packages if importlib.util.find_spec(f"{name}.{module}")), "ms_latte"
+        )
         value = importlib.import_module(f"{package}.{module}")
         for name in path:
             value = getattr(value, name)

@@ -154,9 +154,13 @@ def test_a_bug_of_the_compiled_port_is_caught_by_graph_mode_alone(infected):
     assert healthy.passed and healthy.taps[0].reason.endswith("PyNative")
 
 
-def test_drift_needs_a_control(session):
-    with pytest.raises(ValueError, match="fp32, fp16, bf16"):
-        run_drift(session, case("latte.Latte-class"), "fp64", **STEPS)
+def test_drift_in_float64_has_the_limit_of_g1(infected):
+    net = case("latte.Latte-class")
+    healthy = run_drift(infected, net, "fp64", label="three steps", **STEPS)
+    assert healthy.passed and healthy.case == "latte.Latte-class three steps"
+    assert {tap.allowed for tap in healthy.taps} == {1e-10}
+    result = run_drift(infected, net, "fp64", mutant="stale_time", **STEPS)
+    assert result.failures[0].tap == "step 2#0" and "(G5 fp64 drift)" in result.failures[0].reason
 
 
 @pytest.mark.parametrize(("dtype", "ulp"), [("fp32", 2.0**-23), ("fp16", 2.0**-10), ("bf16", 2.0**-7)])

@@ -55,13 +55,20 @@ def test_a_port_that_passes_and_one_that_gives_nan():
             "the code of the net behind blocks.0 that feeds it",
         ),
         ("mlp.Mlp", "fp64", "gelu_erf", "act itself is wrong"),
-        ("layers.GELU", "fp32", "gelu_erf", "the net has no parts to splice"),
     ],
 )
 def test_real_bugs_are_cornered(session, case, dtype, mutant, answer):
     log = []
     found = bench(session, find_case(case), dtype, mutant=mutant).bisect(write=log.append)
     assert answer in found and bool(answer) == bool(found), "\n".join([*log, found])
+
+
+def test_what_cannot_be_spliced_is_no_verdict(session):
+    """Neither "nothing to bisect" nor a fault: a layer without parts, parameters that do not agree."""
+    with pytest.raises(ValueError, match="has no parts to splice"):
+        bench(session, find_case("layers.GELU"), "fp32", mutant="gelu_erf").bisect(write=str)
+    with pytest.raises(ValueError, match="G0 parameters: not equal on both sides"):
+        bench(session, find_case("latte_t2v.LatteT2V-affine"), "fp32", mutant="attention_bias_ignored")
 
 
 def test_mistakes_cost_one_line(capsys):

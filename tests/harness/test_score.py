@@ -16,6 +16,8 @@ FOUND = dict(killed=5, detectable=5, bugs=2, runs=7, seeds=1)
 def copy(tmp_path):
     for folder in score.DECIDING:
         shutil.copytree(score.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in score.FILES:
+        shutil.copy(score.ROOT / file, tmp_path / file)
     return tmp_path
 
 
@@ -26,7 +28,15 @@ def test_the_score_of_this_state_is_shown(tmp_path):
 
 @pytest.mark.parametrize(
     "file",
-    ["parity/mutants/layers.py", "parity/harness/gates.py", "ms_latte/models/mlp.py", "parity/models/new.py"],
+    [
+        "parity/mutants/layers.py",
+        "parity/harness/gates.py",
+        "ms_latte/models/mlp.py",
+        "torch_ref/encoders/new.py",
+        "parity/models/new.py",
+        "parity/mutation.py",
+        "ms_latte/checkpoint.py",
+    ],
 )
 def test_another_state_has_no_score(copy, file):
     assert score.state(copy) == score.state()

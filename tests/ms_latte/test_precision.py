@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ms_latte import device
+from ms_latte.encoders import vae_layers
 from ms_latte.models import blocks, embeddings
 from ms_latte.models.layers import FORMULATIONS
 from ms_latte.models.precision import Precision
@@ -199,8 +200,10 @@ def test_rounding_by_copies_is_for_a_forward_alone():
 
 def test_devices_choose_existing_formulations():
     assert set(device.BY_DEVICE) == set(device.DEVICES)
+    tables = FORMULATIONS | vae_layers.FORMULATIONS
+    assert len(tables) == len(FORMULATIONS) + len(vae_layers.FORMULATIONS)
     for choice in device.BY_DEVICE.values():
-        assert choice.keys() == FORMULATIONS.keys()
-        assert all(choice[operation] in FORMULATIONS[operation] for operation in choice)
+        assert choice.keys() == tables.keys()
+        assert all(choice[operation] in tables[operation] for operation in choice)
     with pytest.raises(ValueError, match="no operation matmul"), device.formulations(matmul="dense"):
         pass

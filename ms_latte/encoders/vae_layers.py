@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaf layers of the VAEs: convolutions, group normalisation, changes of the resolution.
+
+Each states every default that differs between frameworks, prints it and rounds its result once. Pictures are
+(N, C, H, W); a video is its frames in order, N = B * F, and `num_frames` says how many successive pictures belong
+together.
+
+FORMULATIONS holds the formulations, as that of `ms_latte.models.layers` does for the denoisers.
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+from mindspore.common.initializer import initializer
+
+from ms_latte.device import formulation, require_selected
+from ms_latte.models.constants import constant
+from ms_latte.models.precision import Precision
+
+UNFOLDED = 1 << 26  # numbers that a convolution may unfold at a time: 256 MiB in float32
+
+
+class Conv2d(nn.Cell):
+    """Convolution of pictures: x (N, I, H, W) -> (N, O, h, w); weight (O, I, k, k), bias (O).
+
+    padding: rows and columns of zeros on each side; h = (H + 2 padding - k) // stride + 1. Nothing has a default:
+    MindSpore's would be "same" padding and no bias. Raises ValueError for another number of channels.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride, padding, precision=Precision()):
+        super().__init__()
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.stride, self.padding, self.precision = stride, padding, precision
+        self.weight = _filled("zeros", (out_channels, in_channels, kernel_size, kernel_size), precision)
+        self.bias = _filled("zeros", (out_channels,), precision)
+
+    def construct(self, x):
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"Conv2d takes {self.in_channels} channels, got x (N, C, H, W) = {tuple(x.shape)}; remedy: pass "
+                "pictures with the channels on the second axis"
+            )
+        form = _form("conv2d", "im2col", self.precision)
+        return self.precision.round(
+            FORMULATIONS["conv2d"][form](x, self.weight, self.bias, self.stride, self.padding)
+        )
+
+    def extend_repr(self):
+        return (
+            f"in_channels={self.in_channels}, out_channels={self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, bias=True"
+        )
+
+
+class FrameConv3d(nn.Cell):
+    """Convolution over the frames, each pixel by itself: x (N, I, H, W) -> (N, O, H, W).
+
+    weight (O, I, k, 1, 1), bias (O); k // 2 frames of zeros before the first and behind the last frame of every
+    video. Raises ValueError if num_frames does not divide N. Source: `Conv3d(kernel_size=(3, 1, 1))` of diffusers'
+    temporal decoder.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, precision=Precision()):
+        super().__init__()
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.padding, self.precision = kernel_size // 2, precision
+        self.weight = _filled("zeros", (out_channels, in_channels, kernel_size, 1, 1), precision)
+        self.bias = _filled("zeros", (out_channels,), precision)
+
+    def construct(self, x, num_frames):
+        _count_videos(x.shape[0], num_frames)
+        form = _form("conv3d", "stacked", self.precision)
+        return self.precision.round(
+            FORMULATIONS["conv3d"][form](x, self.weight, self.bias, num_frames, self.padding)
+        )
+
+    def extend_repr(self):
+        return (
+            f"in_channels={self.in_channels}, out_channels={self.out_channels}, "
+            f"kernel_size=({self.kernel_size}, 1, 1), padding=({self.padding}, 0, 0), bias=True"
+        )
+
+
+class GroupNorm(nn.Cell):
+    """Normalisation over groups of channels: x (N, C, H, W) -> the same shape; statistics in the island type.
+
+    Mean and variance of a group are those of all its pixels in num_frames successive pictures. eps has no default:
+    diffusers has 1e-6 in pictures and 1e-5 over frames. Raises ValueError if num_groups does not divide the channels
+    or num_frames the pictures.
+    """
+
+    def __init__(self, num_groups, num_channels, eps, precision=Precision()):
+        super().__init__()
+        if num_channels % num_groups:
+            raise ValueError(
+                f"norm_num_groups {num_groups} does not divide {num_channels} channels; remedy: choose multiples of "
+                f"{num_groups} as block_out_channels, or another norm_num_groups"
+            )
+        self.num_groups, self.num_channels, self.eps, self.precision = (
+            num_groups,
+            num_channels,
+            eps,
+            precision,
+        )
+        self.weight = _filled("ones", (num_channels,), precision)
+        self.bias = _filled("zeros", (num_channels,), precision)
+
+    def construct(self, x, num_frames=1):
+        p = self.precision
+        _count_videos(x.shape[0], num_frames)
+        form = FORMULATIONS["group_norm"][_form("group_norm", "composed", p)]
+        x = form(p.up(x), p.up(self.weight), p.up(self.bias), self.num_groups, self.eps, num_frames)
+        return p.round(x)
+
+    def extend_repr(self):
+        return f"num_groups={self.num_groups}, num_channels={self.num_channels}, eps={self.eps}"
+
+
+def upsample_nearest(x):
+    """Every pixel becomes four: (N, C, H, W) -> (N, C, 2H, 2W). Nothing is rounded."""
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def pad_end(x):
+    """One row of zeros below and one column of zeros on the right: (N, C, H, W) -> (N, C, H + 1, W + 1).
+
+    What the encoder's convolutions of stride 2 see: their padding is (0, 1, 0, 1), not one on each side.
+    """
+    return ops.pad(x, (0, 1, 0, 1))
+
+
+def _count_videos(pictures, num_frames):
+    """Number of videos among pictures: N // F. Raises ValueError if num_frames does not divide them."""
+    if num_frames < 1 or pictures % num_frames:
+        raise ValueError(
+            f"{pictures} pictures are no whole number of videos of num_frames {num_frames}; remedy: pass (B * F, C, "
+            "H, W) with num_frames F"
+        )
+    return pictures // num_frames
+
+
+# --- formulations
+
+
+def _filled(word, shape, precision):
+    require_selected()
+    return ms.Parameter(initializer(word, shape, precision.dtype))
+
+
+def _form(operation, composed, precision):
+    """The selected formulation; float64 takes the composed one, since native kernels have none."""
+    return composed if precision.compute == "fp64" else formulation(operation)
+
+
+def _conv2d_im2col(x, weight, bias, stride, padding):
+    # MindSpore's CPU convolution is a reference kernel, 50 times as slow as this product. Rows of the result are
+    # computed in bands, so that the unfolded picture, k * k times the picture, needs no more than UNFOLDED numbers.
+    N, C, H, W = x.shape
+    out_channels, k = weight.shape[0], weight.shape[2]
+    h, w = (H + 2 * padding - k) // stride + 1, (W + 2 * padding - k) // stride + 1
+    weight = weight.reshape(out_channels, -1)
+    band = min(max(UNFOLDED // (C * k * k * w), 1), h)
+    pictures = []
+    for n in range(N):
+        bands = []
+        for top in range(0, h, band):
+            rows = min(band, h - top)
+            columns = _unfold(x[n : n + 1], k, stride, padding, top, rows)
+            bands.append(ops.MatMul()(weight, columns.reshape(C * k * k, rows * w)))  # (O, rows * w)
+        pictures.append(bands[0] if len(bands) == 1 else ops.cat(bands, 1))
+    y = pictures[0] if N == 1 else ops.cat(pictures, 0)
+    return ops.BiasAdd()(y.reshape(N, out_channels, h, w), bias)
+
+
+def _unfold(x, k, stride, padding, top, rows):
+    """Windows of `rows` rows of the result from `top` on: x (1, C, H, W) -> (1, C * k * k, rows * w)."""
+    C, H, W = x.shape[1:]
+    if k == 1 and stride == 1 and padding == 0:
+        return x[:, :, top : top + rows]
+    first, last = top * stride - padding, (top + rows - 1) * stride - padding + k
+    if first <= 0 and last >= H:
+        return ops.unfold(x, k, stride=stride, padding=padding)
+    parts = [x[:, :, max(first, 0) : min(last, H)]]
+    if first < 0:
+        parts = [ops.zeros((1, C, -first, W), x.dtype)] + parts
+    if last > H:
+        parts = parts + [ops.zeros((1, C, last - H, W), x.dtype)]
+    x = parts[0] if len(parts) == 1 else ops.cat(parts, 2)
+    return ops.unfold(x, k, stride=stride, padding=(0, padding))
+
+
+def _conv2d_native(x, weight, bias, stride, padding):
+    return ops.conv2d(x, weight, bias, stride=stride, pad_mode="pad", padding=padding)
+
+
+def _conv3d_stacked(x, weight, bias, num_frames, padding):
+    # A frame and its neighbours, stacked along the channels: one product a frame, and no 5-D copy.
+    N, C, H, W = x.shape
+    out_channels, k = weight.shape[0], weight.shape[2]
+    weight = weight.reshape(out_channels, C, k).permute(0, 2, 1).reshape(out_channels, k * C)
+    x = x.reshape(N, C, H * W)
+    nothing = ops.zeros((C, H * W), x.dtype)
+    frames = []
+    for n in range(N):
+        near = range(n % num_frames - padding, n % num_frames - padding + k)
+        stack = ops.cat([x[n - n % num_frames + f] if 0 <= f < num_frames else nothing for f in near], 0)
+        frames.append(ops.MatMul()(weight, stack))  # (O, H * W)
+    y = frames[0] if N == 1 else ops.cat(frames, 0)
+    return ops.BiasAdd()(y.reshape(N, out_channels, H, W), bias)
+
+
+def _conv3d_native(x, weight, bias, num_frames, padding):
+    N, C, H, W = x.shape
+    x = x.reshape(N // num_frames, num_frames, C, H, W).permute(0, 2, 1, 3, 4)  # (B, C, F, H, W)
+    x = ops.conv3d(x, weight, bias, pad_mode="pad", padding=(padding, 0, 0))
+    return x.permute(0, 2, 1, 3, 4).reshape(N, -1, H, W)
+
+
+def _group_norm_composed(x, weight, bias, num_groups, eps, num_frames):
+    # Numbers of a channel are tiled, not broadcast, and sums run in stages: one float32 sum of a million numbers,
+    # as a group of a large picture has, is wrong by 2e-5.
+    N, C, H, W = x.shape
+    size = C // num_groups
+    d = x.reshape(N * num_groups, size * H * W)
+    d = d - ops.tile(_group_mean(d, num_frames, num_groups, W), (1, size * H * W))
+    variance = _group_mean(ops.square(d), num_frames, num_groups, W)  # (N * G, 1)
+    scale = ops.tile(ops.rsqrt(variance + constant(eps, x)), (1, size)).reshape(N, C)
+    scale = (scale * ops.tile(weight.reshape(1, C), (N, 1))).reshape(N * C, 1)
+    y = d.reshape(N * C, H * W) * ops.tile(scale, (1, H * W))
+    return ops.BiasAdd()(y.reshape(N, C, H, W), bias)
+
+
+def _group_mean(x, num_frames, num_groups, width):
+    """Mean of every group over its rows, columns and frames: x (B * F * G, c * H * W) -> (B * F * G, 1)."""
+    rows = x.shape[0]
+    mean = ops.ReduceMean()(x.reshape(-1, width), -1)
+    mean = ops.ReduceMean(True)(mean.reshape(rows, -1), -1)
+    if num_frames == 1:
+        return mean
+    mean = ops.ReduceMean(True)(mean.reshape(-1, num_frames, num_groups), 1)  # (B, 1, G)
+    return ops.tile(mean, (1, num_frames, 1)).reshape(rows, 1)
+
+
+def _group_norm_native(x, weight, bias, num_groups, eps, num_frames):
+    N, C, H, W = x.shape
+    if num_frames == 1:
+        return ops.group_norm(x, num_groups, weight, bias, eps)
+    x = x.reshape(N // num_frames, num_frames, C, H, W).permute(0, 2, 1, 3, 4)  # (B, C, F, H, W)
+    x = ops.group_norm(x, num_groups, weight, bias, eps)
+    return x.permute(0, 2, 1, 3, 4).reshape(N, C, H, W)
+
+
+# The native forms have run on the CPU, small and in float32; not yet on the device.
+FORMULATIONS = {
+    "conv2d": {"im2col": _conv2d_im2col, "native": _conv2d_native},
+    "conv3d": {"stacked": _conv3d_stacked, "native": _conv3d_native},
+    "group_norm": {"composed": _group_norm_composed, "native": _group_norm_native},
+}
