@@ -94,7 +94,7 @@ def twin_problems(root, path):
 def evidence_problems(root, cases):
     """Public classes, functions and entry methods without a parity case."""
     problems = []
-    referred = attributes_read(root, "ms_latte")
+    referred = attributes_read(root, "ms_latte", FOLDERS)  # pipelines and training call from outside
     for path in STARRED:
         file = path.removesuffix(".py").replace("/", ".")
         targets = {case["target"] for case in cases if case["file"] == file}
@@ -108,7 +108,7 @@ def evidence_problems(root, cases):
             inherited = not definition.own and set(definition.bases) & targets
             if name not in (*targets, *FACTORIES.get(path, ())) and not inherited:
                 problems.append(f"{path}: {name} has no parity case")
-            # A public method that no code of the package calls is an entry point: it needs a case of its own.
+            # A public method that no code of the twins calls is an entry point: it needs a case of its own.
             for method in definition.calls:
                 entry = method not in ("", "__init__", "forward", "extra_repr") and method not in referred
                 if entry and (name, method) not in methods:

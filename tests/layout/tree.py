@@ -5,6 +5,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -158,9 +159,9 @@ def signature(node: ast.FunctionDef) -> str:
     return f"({', '.join(parts)})"
 
 
-def attributes_read(root: Path, package: str) -> set[str]:
-    """Every NAME that occurs as `something.NAME` in the code of a package."""
-    trees = map(parse, files(root, package))
+def attributes_read(root: Path, package: str, folders: Collection[str] = ()) -> set[str]:
+    """Every NAME that occurs as `something.NAME` in the code of a package, or of some folders of it."""
+    trees = [parse(path) for path in files(root, package) if not folders or path.parent.name in folders]
     return {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
