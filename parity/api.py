@@ -187,7 +187,9 @@ def run(
         result.reproduce, result.repro = command, ""
     if folder is not None:
         paths = report.write(outcome.results, header, Path(folder), outcome.words, outcome.not_run)
-        paths.append(report.junit(outcome.results, Path(folder), f"parity other {comparison.name}"))
+        paths.append(
+            report.junit(outcome.results, Path(folder) / "junit.xml", f"parity other {comparison.name}")
+        )
         outcome.header = [*header, f"report: {', '.join(map(str, paths))}"]
     return outcome
 

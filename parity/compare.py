@@ -260,6 +260,9 @@ def _tell(results: list[CaseResult], lines: list[str], options: argparse.Namespa
             ["", *notes, report.contract_line(results, w), *report.summary(results, options.verbose, w)]
         )
     )
-    paths = [*report.write(results, lines, folder, w), report.junit(results, folder, "parity compare")]
+    paths = [
+        *report.write(results, lines, folder, w),
+        report.junit(results, folder / "junit.xml", "parity compare"),
+    ]
     print(w("line.report", paths=", ".join(map(str, paths))))
     return 0 if results and all(result.passed for result in results) else 1

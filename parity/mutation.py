@@ -48,6 +48,9 @@ QUICK = (
     "mlp_erf",
     "weight_transposed",
     "stopped_gradient",
+    "variance_swapped",
+    "vae_scaling_missing",
+    "t5_attention_scaled",
     "pad_same_divisible",
 )
 

@@ -132,7 +132,7 @@ class DDIMSampler(_Sampler):
         if spacing is None:
             before = np.append(products[ids[1:]], final)
         else:
-            # QUIRK(ddim_stride): diffusers steps back by T // K; with a fractional stride that is not the
+            # As in diffusers, which steps back by T // K; with a fractional stride that is not the
             # next timestep.
             previous = ids - len(betas) // len(ids)
             before = np.where(previous >= 0, products[np.maximum(previous, 0)], final)

@@ -183,7 +183,7 @@ def apply_mask(text, mask, negative_text=None, mask_feature="masked"):
         raise ValueError(f"negative_text is {negative_text.shape}, expected {text.shape} as text")
     if mask_feature == "masked":
         return TextFeatures(text, negative_text, mask)
-    # QUIRK(batch_dependent_mask): diffusers `pipeline_latte.py`, encode_prompt and mask_text_embeddings.
+    # To the letter: diffusers `pipeline_latte.py`, encode_prompt and mask_text_embeddings.
     if mask_feature == "batch_dependent" and len(text) == 1:
         kept = int(mask.sum())
         return TextFeatures(text[:, :kept], None if negative_text is None else negative_text[:, :kept], None)

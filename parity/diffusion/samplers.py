@@ -24,7 +24,8 @@ def video_step(target, i, name, init=None, **inputs):
 CASES = [
     step("DDPMSampler", 0, "first", inputs=dict(noise=NOISE)),
     step("DDPMSampler", 3, "middle", inputs=dict(noise=NOISE)),
-    step("DDPMSampler", 6, "last", inputs=dict(noise=NOISE)),
+    # Faint latents, so that the noise which does not belong here would be a tenth of the result.
+    step("DDPMSampler", 6, "last", inputs=dict(x=normal(2, 5, 3, 6, 4, scale=0.1), noise=NOISE)),
     step("DDPMSampler", 4, "clipped", dict(clip_denoised=True), dict(noise=NOISE)),
     step(
         "DDPMSampler",

@@ -276,8 +276,8 @@ def write(
     return paths
 
 
-def junit(results: list[CaseResult], folder: Path, name: str) -> Path:
-    """The results as junit.xml, for a CI server; where pytest is not there to write it. name: of the suite."""
+def junit(results: list[CaseResult], path: Path, name: str) -> Path:
+    """The results for a CI server, where pytest is not there to write them. name: of the suite."""
     failed = sum(not result.passed for result in results)
     suite = xml.Element("testsuite", name=name, tests=str(len(results)), failures=str(failed))
     for result in results:
@@ -288,7 +288,6 @@ def junit(results: list[CaseResult], folder: Path, name: str) -> Path:
         if not result.passed:
             lines = failure(result)
             xml.SubElement(case, "failure", message=lines[0]).text = "\n".join(lines)
-    path = folder / "junit.xml"
     write_whole(path, xml.tostring(suite, encoding="utf-8", xml_declaration=True))
     return path
 

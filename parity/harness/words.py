@@ -422,6 +422,8 @@ REASONS: list[tuple[str, str]] = [
         "第 {step} 步相对真值漂移 {e}, torch {dtype} 为 {r}, 初值相差 1 ULP 时为 {noise}; "
         "允许较大者的 {k} 倍, {allowed} ({gate})",
     ),
+    ("step {step} is {e} off; allowed {allowed} ({gate})", "第 {step} 步误差 {e}; 允许 {allowed} ({gate})"),
+    ("inside {stage} the port does not run {layers}", "{stage} 内部: 移植侧未运行 {layers}"),
     ("the bits of PyNative", "与 PyNative 逐位相同"),
     ("other bits than PyNative", "与 PyNative 并非逐位相同"),
     ("trajectories of {lengths} steps", "轨迹步数为 {lengths}"),

@@ -157,7 +157,7 @@ MUTANTS = [
         LOSS,
         gates("-", "-"),
         (P + "training_losses", "ops.stop_gradient(eps)", "eps"),
-        note="a gradient of no net: tests/ms_latte/test_diffusion.py has it",
+        note="a gradient of no net; tested in tests/ms_latte/test_diffusion.py",
     ),
     mutant(
         "vb_in_nats",

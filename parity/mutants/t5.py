@@ -4,7 +4,7 @@
 Places are below `ms_latte.encoders` ("t5.T5Attention.construct").
 """
 
-from parity.mutants import NUMBERS, gates, mutant
+from parity.mutants import NUMBERS, PROBE, gates, mutant
 
 MODEL = "t5.T5EncoderModel"
 
@@ -71,9 +71,16 @@ MUTANTS = [
     mutant(
         "t5_gelu_erf",
         '"gated-gelu" taken as the erf form',
-        "t5.T5DenseGatedActDense",
-        gates("G0 G1 G2", "G0"),
+        ("t5.T5DenseGatedActDense", "t5.T5DenseGatedActDense-probe_tail"),
+        gates("G0 G1 G2 G3", "G0"),
         ("t5.T5DenseGatedActDense.__init__", 'GELU("tanh"', 'GELU("none"'),
+    ),
+    mutant(
+        "t5_norm_eps_inside",
+        "the norm divides by the root of the mean square plus 1e-5, whatever its eps says",
+        "t5.T5LayerNorm-probe_small",
+        PROBE,
+        ("t5.T5LayerNorm.construct", "constant(self.eps, x)", "constant(1e-5, x)"),
     ),
     mutant(
         "t5_gate_on_the_other",

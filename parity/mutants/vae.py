@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bugs of the VAEs (`encoders/vae*.py`)."""
 
-from parity.mutants import NUMBERS, STATED, gates, mutant
+from parity.mutants import NUMBERS, PROBE, STATED, gates, mutant
 
 NORM = "self.num_groups, self.eps, num_frames"
 DIVIDE = "z / constant(self.scaling_factor, z)"
@@ -177,5 +177,25 @@ MUTANTS = [
             "mean = ops.ReduceMean(True)(x, -1)",
         ),
         note="the error, 1e-5, is below a unit of half precision",
+    ),
+    mutant(
+        "group_norm_eps_inside",
+        "the group norm adds 1e-5 to its variance, whatever its eps says",
+        "vae_layers.GroupNorm-probe_eps",
+        PROBE,
+        ("vae_layers._group_norm_composed", "constant(eps, x)", "constant(1e-5, x)"),
+    ),
+    mutant(
+        "group_norm_of_squares",
+        "variance of a group as the mean square less the squared mean, which cancels far from zero",
+        "vae_layers.GroupNorm-probe_mean",
+        gates("G3", "-"),
+        (
+            "vae_layers._group_norm_composed",
+            "variance = _group_mean(ops.square(d), num_frames, num_groups, W)",
+            "mean = _group_mean(x.reshape(d.shape), num_frames, num_groups, W); variance = _group_mean("
+            "ops.square(x.reshape(d.shape)), num_frames, num_groups, W) - ops.square(mean)",
+        ),
+        note="the error, about 1e-4, is below a unit of half precision",
     ),
 ]

@@ -19,7 +19,8 @@ def test_collected_cases_are_unique_and_filed():
     cases = collect()
     ids = [item.id for item in cases]
     assert len(ids) == len(set(ids)) > 90
-    assert all(item.file.startswith("models.") and item.size in case.SIZES for item in cases)
+    assert {item.file.partition(".")[0] for item in cases} == set(case.FOLDERS)
+    assert all(item.size in case.SIZES for item in cases)
     assert {item.net for item in cases} == {"", "Latte", "LatteT2V"}
     assert "layers.LayerNorm-probe_small" in ids and "mlp.Mlp" in ids
 
@@ -31,7 +32,7 @@ def test_cases_are_data_that_travels():
         stream.seek(0)
         again = trace.receive(stream)
         assert again.id == item.id and set(again.inputs) == set(item.inputs)
-        plain = (int, float, str, bool, type(None), tuple, Input, Layout, Seed)
+        plain = (int, float, str, bool, type(None), tuple, list, dict, Input, Layout, Seed)
         assert all(isinstance(value, plain) for value in item.inputs.values()), item.id
 
 
