@@ -254,9 +254,8 @@ def _fill(model, tensors: Mapping, shapes, source, conflicts, precision=None):
 def _value(array, parameter, precision):
     """The array as a tensor of the parameter's type, on the grid of the precision; copied only if changed."""
     # Writable, because training changes weights in place; aligned and contiguous for the kernels.
-    wide = (
-        np.float64 if parameter.dtype == ms.float64 else None
-    )  # widening is exact, and a cast costs a launch
+    # Widened here: numpy does it exactly, and a cast costs a launch.
+    wide = np.float64 if parameter.dtype == ms.float64 else None
     value = ms.Tensor.from_numpy(np.require(array, wide, requirements=["C", "A", "W"]))
     if value.dtype != parameter.dtype:
         value = value.astype(parameter.dtype)

@@ -299,7 +299,8 @@ class Side:
         x = self.tensor(start * np.float32(stepper.init_scale))
         states, history = [], ()
         for index, t in enumerate(stepper.timesteps):
-            now = self.decode({**inputs, time: np.full_like(fetch(inputs[time]), t)})
+            times = np.full(np.shape(fetch(inputs[time])), t)  # whole numbers or, of some solvers, fractions
+            now = self.decode({**inputs, time: times})
             now[state] = self.policy.round(stepper.scale_input(x, index))
             out = self.call(self.root, "" if self.bound else method, now)
             fresh = rng.standard_normal(start.shape, dtype=np.float32)
