@@ -51,7 +51,12 @@ class SampleConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     aliases: ClassVar[dict] = ALIASES
-    choices: ClassVar[dict] = {"sampler": "ddim_sampling", "ddim_sampling": "sampler"}
+    choices: ClassVar[dict] = {
+        "sampler": "ddim_sampling",
+        "ddim_sampling": "sampler",
+        "prompts": "prompt_file",
+        "prompt_file": "prompts",
+    }
 
     # --- model
     checkpoint: str | None = setting(

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ms_latte.config import ConfigError, build, find_config, parse
+from ms_latte.sample_config import SampleConfig
 from parity.harness.memory import PeakMemory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # a value lies that near the border between two bytes, and never by more.
 BYTES = 1
 TWIN = "from parity.harness.generation_torch_side import main; main()"
-PROMPTS = ("--prompts", "--prompt", "--text_prompt", "--prompt_file")
+MAKER = "import sys; from parity.generation import make_weights; make_weights(*sys.argv[1:])"
+SEED, NET, VAE = 1, "latte.pt", "vae.safetensors"  # of random weights
 
 
 @dataclass
@@ -57,6 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="new folder for the port's files; else they go"
     )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="instead of downloaded checkpoints: random ones of the configuration's Latte and of Stable Diffusion's "
+        "VAE, in the official formats (XL/2: 3 GB for the time of the run)",
+    )
     options, rest = parser.parse_known_args(arguments)
     if not rest:
         parser.error("expected options of ms_latte.sample, for example -c configs/inference/demo.yaml")
@@ -68,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         texts, theirs = Path(scratch) / "texts.safetensors", Path(scratch) / "torch"
         theirs.mkdir()
         rest += ["--output_path", str(folder), "--output_format", "latents,png"]
-        if any(word in PROMPTS for word in rest):
+        if options.random_weights and not random_weights(rest, Path(scratch)):
+            return 2
+        if encodes(rest):
             rest += ["--save_embeddings", str(texts)]
         port = ["-m", "ms_latte.sample", *rest]
         twin = ["-c", TWIN, str(folder), str(texts), str(theirs)]
@@ -83,6 +94,56 @@ def main(arguments: list[str] | None = None) -> int:
         f"{'ok' if good else 'FAIL'}: {len(samples)} samples, byte differences of at most {BYTES} are rounding"
     )
     return 0 if good else 1
+
+
+def configuration(options: list[str]) -> SampleConfig | None:
+    """The port's configuration under these options; None if they are wrong, which the port says better."""
+    try:
+        path, overrides = parse(SampleConfig, options, "python -m parity generate", None, None)
+        return build(SampleConfig, find_config(path) if path else None, overrides)
+    except (ConfigError, SystemExit):
+        return None
+
+
+def encodes(options: list[str]) -> bool:
+    """Whether the port will encode texts, by T5."""
+    config = configuration(options)
+    return bool(config and (config.prompts or config.prompt_file) and not config.embeddings)
+
+
+def random_weights(options: list[str], folder: Path) -> bool:
+    """Make checkpoints for the run and point `options` to them. Returns whether that succeeded."""
+    config = configuration(options)
+    if config is None or config.model_name in (None, "LatteT2V"):
+        got = "wrong options" if config is None else f"model_name {config.model_name}"
+        message = f"error: --random-weights makes a Latte by its name; got {got}; expected Latte-XL/2 ..."
+        print(message, file=sys.stderr)
+        return False
+    told = [config.model_name, config.condition or "none", str(config.num_classes or 0)]
+    sizes = [str(n) for n in (config.num_frames, *config.latent_size)]
+    if not run("random weights", ["-c", MAKER, str(folder), *told, *sizes]):
+        return False
+    options += ["--checkpoint", str(folder / NET), "--vae_checkpoint", str(folder / VAE)]
+    return True
+
+
+def make_weights(folder: str, model_name: str, condition: str, classes: str, *sizes: str) -> None:
+    """Write a random Latte and a random VAE of Stable Diffusion to `folder`; in a process of its own.
+
+    sizes: frames, height and width of the latents.
+    """
+    from ms_latte import checkpoint, device
+    from ms_latte.demo import fill
+    from ms_latte.encoders.vae import AutoencoderKL
+    from ms_latte.models.latte import Latte_models
+
+    device.select("CPU")
+    rng, (frames, height, width) = np.random.default_rng(SEED), map(int, sizes)
+    named = dict(input_size=(height, width), num_frames=frames, condition=condition)
+    if condition == "class":
+        named["num_classes"] = int(classes)
+    checkpoint.save(fill(Latte_models[model_name](**named), rng), Path(folder) / NET)
+    checkpoint.save(fill(AutoencoderKL(), rng), Path(folder) / VAE)
 
 
 def run(side: str, command: list[str]) -> bool:

@@ -19,6 +19,71 @@ def test_the_demo_is_the_same_video_in_both_frameworks(tmp_path, capfd):
     assert len(list((kept / "0000").glob("*.png"))) == 8 and (kept / "0000.npy").is_file()
 
 
+def test_a_video_from_text_features_is_the_same_in_both_frameworks(tmp_path, capfd):
+    pipeline = text_pipeline(tmp_path / "pipeline")
+    options = ["--checkpoint", pipeline, "--embeddings", pipeline / "text.safetensors", "--prompts", "a dog"]
+    sizes = ["--image_size", "32", "--num_frames", "2", "--sampling_steps", "3", "--device_target", "CPU"]
+    words = [*map(str, options), *sizes]
+    assert generation.main(["-c", "configs/inference/t2v.yaml", *words]) == 0
+    assert "ok: 1 samples" in capfd.readouterr().out
+
+
+def test_texts_are_kept_for_torch_where_the_port_encodes_them():
+    base = ["-c", "configs/inference/t2v.yaml"]  # which has a prompt
+    assert generation.encodes(base) and generation.encodes([*base, "--prompt_file", "prompts.txt"])
+    assert not generation.encodes([*base, "--embeddings", "text.safetensors"])
+    assert not generation.encodes(DEMO) and not generation.encodes(["--no_such_key", "1"])
+
+
+def test_random_weights_serve_a_published_recipe(tmp_path, monkeypatch, capfd):
+    asked = []
+    monkeypatch.setattr(
+        generation, "run", lambda side, command: asked.append((side, command)) or side != "torch"
+    )
+    words = ["-c", "configs/inference/ucf101.yaml", "--model_name", "Latte-S/8", "--image_size", "64"]
+    assert generation.main([*words, "--random-weights"]) == 2  # torch "did not run"
+    (made, maker), (_, port), _ = asked
+    assert made == "random weights" and maker[3:] == ["Latte-S/8", "class", "101", "16", "8", "8"]
+    assert "--checkpoint" in port and port[port.index("--checkpoint") + 1].endswith("latte.pt")
+    assert generation.main(["-c", "configs/inference/t2v.yaml", "--random-weights"]) == 2
+    assert "got model_name LatteT2V" in capfd.readouterr().err
+    generation.make_weights(str(tmp_path), *maker[3:])
+    from ms_latte import checkpoint
+
+    assert checkpoint.load(tmp_path / generation.NET).config["num_classes"] == 101
+
+
+def text_pipeline(folder):
+    """A small LatteT2V, the demo's VAE and features of two prompts, in a pipeline's folder."""
+    from ms_latte import checkpoint
+    from ms_latte.demo import VAE, fill
+    from ms_latte.encoders.text_cache import TextCache, save_text_cache
+    from ms_latte.encoders.vae import AutoencoderKL
+    from ms_latte.models.latte_t2v import LatteT2V
+
+    rng = np.random.default_rng(7)
+    net = LatteT2V(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        cross_attention_dim=24,
+        sample_size=4,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        caption_channels=16,
+        video_length=2,
+    )
+    folder.mkdir()
+    checkpoint.save(fill(net, rng), folder / "transformer", folder=True)
+    checkpoint.save(fill(AutoencoderKL(**VAE), rng), folder / "vae", folder=True)
+    features = rng.standard_normal((2, 6, 16)).astype(np.float32)
+    masks = np.array([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
+    save_text_cache(folder / "text.safetensors", TextCache(("a dog", ""), features, masks, "random"))
+    return folder
+
+
 @pytest.fixture
 def videos(tmp_path):
     """A video of two frames in the files of both sides."""

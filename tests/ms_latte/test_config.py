@@ -254,3 +254,10 @@ def test_help_teaches(capsys):
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in SampleConfig.model_fields)
     assert "{ddpm,ddim,euler,dpm++2m}" in shown and "(default 50)" in shown and "True|False" in shown
+
+
+def test_a_file_of_prompts_replaces_those_of_the_configuration(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("prompts: [a dog]\n")
+    config = build(SampleConfig, path, {"prompt_file": "more.txt"})
+    assert (config.prompts, config.prompt_file) == ((), "more.txt")
