@@ -19,10 +19,11 @@ import numpy as np
 
 import converters
 from converters.checkpoint import find_config
+from converters.containers.safetensors_file import read_safetensors
 from converters.containers.source import open_source, unwrap
-from converters.containers.target import FILES, check_replaceable, parse_size, write_target
+from converters.containers.target import FILES, check_replaceable, parse_size, save_file, write_target
 from converters.layouts import FAMILIES, OURS, candidates
-from converters.stream import TensorEntry
+from converters.stream import TensorEntry, content_hash
 from ms_latte.models.latte import Latte
 from ms_latte.models.precision import Precision
 
@@ -45,6 +46,7 @@ UNSEEN = ("scaling_factor", "norm_num_groups", "relative_attention_max_distance"
 OF_THE_HOST = ("attention", "enable_flash_attention", "use_recompute")
 
 WORDS = {ms.float64: "F64", ms.float32: "F32", ms.float16: "F16", ms.bfloat16: "BF16"}
+WORDS |= {ms.int64: "I64", ms.int32: "I32", ms.bool_: "BOOL"}
 
 
 class CheckpointError(ValueError):
@@ -96,11 +98,12 @@ def load_arrays(model, tensors, precision=None):
     return _fill(model, tensors, shapes, "the given arrays", [], precision)
 
 
-def save(model, path, max_shard_size=None, folder=False):
+def save(model, path, max_shard_size=None, folder=False, ema=None):
     """Write weights and configuration of one of MODELS; returns the content hash of the weights.
 
     path: a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder (a name without an ending, or folder=True).
     Every parameter is stored in its own type, bit for bit. max_shard_size: "5GB", "500MB" or bytes, in a folder.
+    ema: name -> averaged parameter, stored beside the raw ones; `load` prefers them, unless told which="model".
     The target appears under `path` when it is complete; until then an older one there is untouched. Raises
     CheckpointError for a wrong path or a model that the format cannot describe.
     """
@@ -113,6 +116,7 @@ def save(model, path, max_shard_size=None, folder=False):
     if not path.parent.is_dir():
         raise CheckpointError(f"folder {path.parent} does not exist; remedy: mkdir -p {path.parent}")
     entries = {name: _entry(parameter) for name, parameter in model.parameters_and_names()}
+    entries |= {f"ema.{name}": _entry(parameter) for name, parameter in (ema or {}).items()}
     config, layout, stem = _stored_config(model), OURS[kind], FAMILIES[_home(kind)].stem
     metadata = {"model": kind, "config": json.dumps(config), "layout": "ours"}
     check_replaceable(path, stem, folder)
@@ -120,6 +124,36 @@ def save(model, path, max_shard_size=None, folder=False):
     return write_target(
         path, entries, metadata, layout.card(config), {}, stem=stem, shard_size=size, folder=folder
     )
+
+
+def weights_hash(model):
+    """The content hash of a model's weights as they are in memory, the one that `save` would return."""
+    return content_hash({name: _entry(parameter) for name, parameter in model.parameters_and_names()})
+
+
+def open_weights(path, which="ema", layout=None, overrides=None):
+    """The converters.Checkpoint (tensors, config, notes) of a Latte or LatteT2V, for whoever takes a part of it.
+
+    overrides: constructor arguments that win. Raises converters.ConversionError.
+    """
+    return converters.load(path, which, layout, overrides)
+
+
+def save_tensors(tensors, path, words):
+    """Write name -> tensor and key -> word as one .safetensors file, whole or not at all; returns its content hash."""
+    return save_file(Path(path), {name: _entry(tensor) for name, tensor in tensors.items()}, words)
+
+
+def read_tensors(path, check=True):
+    """(name -> array, key -> word) of a .safetensors file that `save` or `save_tensors` wrote; bits as stored.
+
+    check: read everything and compare the content hash. Raises converters.ConversionError for a truncated and
+    CheckpointError for an altered file.
+    """
+    entries, words = read_safetensors(Path(path))
+    if check and content_hash(entries) != words.get("sha256"):
+        raise CheckpointError(f"{path} is damaged: its content hash is not the one that was written into it")
+    return converters.checkpoint.Tensors(entries), words
 
 
 def _kind(model):

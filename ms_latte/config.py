@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 ListOf = (list, tuple)
+DATA = "data_config_file"  # the key that leads to a second file
 
 
 class ConfigError(ValueError):
@@ -86,11 +87,19 @@ def _pairs(root):
 def build(schema, path=None, overrides=None):
     """A checked configuration: defaults, then the file, then the command line.
 
-    path: yaml file or None; overrides: key -> text, texts or value. Raises ConfigError: one line for all mistakes.
+    path: yaml file or None; overrides: key -> text, texts or value. A schema with the key data_config_file takes the
+    keys of that file first; one with `elsewhere` passes over those of other commands in a file. Raises ConfigError: one
+    line for all mistakes.
     """
     values, origin = {}, {}
     layers = [read_yaml(path)] if path else []
     layers.append({key: (value, f"--{key}") for key, value in (overrides or {}).items()})
+    data = next((layer[DATA][0] for layer in reversed(layers) if layer.get(DATA, (None,))[0]), None)
+    if data and DATA in schema.model_fields:
+        beside = Path(path).parent / data if path else Path(data)
+        layers.insert(0, read_yaml(beside if beside.is_file() else find_config(data)))
+    others = getattr(schema, "elsewhere", ())
+    layers[:-1] = [{k: v for k, v in layer.items() if k not in others} for layer in layers[:-1]]
     for layer in layers:
         seen = {}
         for key, (_, where) in layer.items():

@@ -1,44 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny random Latte and VAE in the official formats, so that the whole way from checkpoint to video can be tried
-without a download. They have learned nothing: the videos are coloured noise, the same for everybody."""
+"""Watch a small Latte learn, in minutes on a CPU and without a download: moving shapes, from frames to new videos.
 
-import numpy as np
+Clips are drawn, a small VAE is fitted to them, and the commands of this package do the rest, as they would with videos
+of your own: ms_latte.cache, ms_latte.train, ms_latte.sample.
+"""
 
-LATTE = dict(input_size=8, patch_size=2, hidden_size=48, depth=4, num_heads=3, num_frames=8)
-VAE = dict(block_out_channels=[8, 16, 16, 16], layers_per_block=1, norm_num_groups=4)
-SEED = 2401
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: find the package from any folder, and keep our folder off the path
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(place for place in sys.path if Path(place).resolve() != folder)]
+
+from ms_latte.config import build, find_config, parse
+from ms_latte.demo_config import DemoConfig
+from ms_latte.sample import guarded
+
+EXAMPLES = """\
+examples:
+  everything, into demo_run
+    python -m ms_latte.demo
+  half as long
+    python -m ms_latte.demo --train_steps 2000 --vae_steps 600 --output_path short_run
+
+The folder holds videos/ (the clips, <kind>/<number>/<frame>.png), vae.safetensors, latents/ (the cache), train/ (log
+and checkpoints), samples/, and at the end loss_curve.png and real_and_generated.png. An interrupted run goes on where
+it was when the command is repeated.
+"""
 
 
-def make(folder):
-    """(path of the denoiser, path of the VAE) below `folder`, made from one seed where they are missing."""
-    from ms_latte import checkpoint
-    from ms_latte.encoders.vae import AutoencoderKL
-    from ms_latte.models.latte import Latte
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, build, config in (
-        ("latte-demo.pt", Latte, LATTE),
-        ("vae-demo.safetensors", AutoencoderKL, VAE),
-    ):
-        paths.append(folder / name)
-        if not paths[-1].exists():
-            model = fill(build(**config), np.random.default_rng(SEED))
-            checkpoint.save(model, paths[-1])
-    return paths
+def main(arguments=None):
+    """The command line: exit status 0; 2 with one line on stderr for a mistake; 130 when interrupted."""
+    return guarded(lambda: work(sys.argv[1:] if arguments is None else arguments))
 
 
-def fill(model, rng):
-    """Random weights of which none is degenerate: gates and biases too. Position tables stay."""
-    import mindspore as ms
+def work(arguments):
+    """Parse, check, run all stages."""
+    path, overrides = parse(DemoConfig, arguments, "python -m ms_latte.demo", __doc__, EXAMPLES)
+    config = build(DemoConfig, find_config(path) if path else None, overrides)
+    from ms_latte.demo_stages import run  # after the cheap checks
 
-    for name, parameter in sorted(model.parameters_and_names()):
-        if name in ("pos_embed", "temp_embed"):
-            continue
-        shape = tuple(parameter.shape)
-        if len(shape) > 1:
-            value = rng.normal(0.0, int(np.prod(shape[1:])) ** -0.5, shape)
-        else:
-            value = rng.normal(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1, shape)
-        parameter.set_data(ms.Tensor(value, parameter.dtype))
-    return model
+    return run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from ms_latte.models.latte import Latte
 from ms_latte.pipelines.class_to_video import ClassToVideoPipeline, check_class_ids
 from ms_latte.pipelines.text_to_video import TextToVideoPipeline
 from ms_latte.run_folder import read_array
+from ms_latte.sample_config import VAE_FACTOR, latent_size
 
 
 def make_jobs(config, model, texts=None):
@@ -48,13 +49,14 @@ def _conditions(config, model, texts):
     return [{"prompt": prompt} for prompt in texts.prompts]
 
 
-def make_pipeline(config, model, jobs, texts=None, vae=None):
-    """sample(batch, on_step) -> latents (N, F, C, h, w) of the jobs in the range `batch`."""
-    patch, (h, w) = model.patch_size, config.latent_size
+def make_pipeline(config, model, jobs, texts=None, factor=VAE_FACTOR):
+    """sample(batch, on_step) -> latents (N, F, C, h, w) of the jobs in the range `batch`; factor: of the VAE."""
+    patch, (h, w) = model.patch_size, latent_size(config.image_size, factor)
     if h % patch or w % patch:
+        height, width = config.image_size
         raise ConfigError(
-            f"--image_size {8 * h}x{8 * w}: latents of {h}x{w} are not divisible by the checkpoint's patch of {patch}; "
-            f"expected multiples of {8 * patch}"
+            f"--image_size {height}x{width}: latents of {h}x{w} are not divisible by the checkpoint's patch of "
+            f"{patch}; expected multiples of {factor * patch}"
         )
     noise = read_array(config.noise_path, "--noise_path") if config.noise_path else None
     expected = (len(jobs), config.num_frames, model.in_channels, h, w)
@@ -64,9 +66,9 @@ def make_pipeline(config, model, jobs, texts=None, vae=None):
     sampler = sampler_of(config, model, text_family)
     shape = dict(num_frames=config.num_frames, latent_size=(h, w))
     if text_family:
-        pipeline = TextToVideoPipeline(model, sampler, vae)
+        pipeline = TextToVideoPipeline(model, sampler)
     else:
-        pipeline = ClassToVideoPipeline(model, sampler, vae)
+        pipeline = ClassToVideoPipeline(model, sampler)
 
     def sample(batch, on_step):
         rows = [jobs[k] for k in batch]

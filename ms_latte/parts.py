@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ms_latte.config import ConfigError
 from ms_latte.run_folder import new_path
+from ms_latte.sample_config import VAE_FACTOR
 
 DEMO = "checkpoints"  # folder of the demo's own checkpoints, inside that of the run
 
@@ -30,7 +31,7 @@ class Parts:
         return self._demo(folder)[1] if self.demo else self.vae_checkpoint
 
     def _demo(self, folder):
-        from ms_latte.demo import make
+        from ms_latte.random_models import make
 
         return make(Path(folder) / DEMO)
 
@@ -49,7 +50,7 @@ def find_parts(config):
             if given[name] is None and (home / folder).exists():
                 given[name] = home / folder
     if given["tokenizer"] is None and given["text_encoder"]:
-        given["tokenizer"] = _tokenizer_beside(Path(given["text_encoder"]))
+        given["tokenizer"] = tokenizer_beside(Path(given["text_encoder"]))
     paths = {name: Path(path) if path is not None else None for name, path in given.items()}
     texts = bool(config.prompts or config.prompt_file) and not config.embeddings
     needed = {
@@ -83,7 +84,7 @@ def find_parts(config):
     return Parts(**{name: found[name] if needed[name][1] else None for name in needed})
 
 
-def _tokenizer_beside(text_encoder):
+def tokenizer_beside(text_encoder):
     """spiece.model in the encoder's folder, or the folder `tokenizer` beside it."""
     folder = text_encoder if text_encoder.is_dir() else text_encoder.parent
     places = (folder / "spiece.model", folder.parent / "tokenizer", folder / "tokenizer")
@@ -177,6 +178,11 @@ def load_vae(path):
     if not isinstance(vae, (AutoencoderKL, AutoencoderKLTemporalDecoder)):
         raise ConfigError(f"--vae_checkpoint {path} holds a {type(vae).__name__}, expected a VAE")
     return vae
+
+
+def factor_of(vae):
+    """Pixels per latent and side of a VAE: every level but the last halves them. Without a VAE, VAE_FACTOR."""
+    return VAE_FACTOR if vae is None else 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def settings(pairs):

@@ -82,6 +82,58 @@ class Progress:
             self.say(f"{self.label}  step {done}/{self.steps}  {pace}")
 
 
+class FrameProgress:
+    """Progress over the frames of many videos; a context manager. videos, frames: how many there will be; stream:
+    where to write, stderr by default. Shows frames per second and the time that the rest will take.
+    """
+
+    def __init__(self, videos, frames, stream=None):
+        self.videos, self.frames = videos, frames
+        self.stream = stream or sys.stderr
+        self.video, self.bar = 0, None
+        self.done = self.expected = 0
+        self.start = self.shown = time.perf_counter()
+
+    def __enter__(self):
+        if self.stream.isatty():
+            self.bar = _bar(self.stream, self.frames)
+        return self
+
+    def __exit__(self, *_):
+        if self.bar:
+            self.bar.stop()
+
+    def begin(self, label, frames):
+        """A video begins; frames: how many it should have. One that ended early has still been dealt with."""
+        self.done = self.expected
+        self.expected += frames
+        self.video += 1
+        self.label = label
+        self._show()
+
+    def step(self, count):
+        """So many further frames are finished."""
+        self.done += count
+        self._show()
+
+    def say(self, line):
+        """A line of its own, above the bar."""
+        print(line, file=self.stream, flush=True) if not self.bar else self.bar.console.print(
+            line, markup=False
+        )
+
+    def _show(self):
+        now = time.perf_counter()
+        rate = self.done / max(now - self.start, 1e-9)
+        left = clock((self.frames - self.done) / rate) if self.done else "?"
+        text, pace = f"video {self.video}/{self.videos} {self.label}", f"{rate:.1f} frames/s, {left} left"
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, description=text, pace=pace)
+        elif now - self.shown >= SECONDS or self.done == self.frames:
+            self.shown = now
+            self.say(f"{text}  {self.done}/{self.frames} frames  {pace}")
+
+
 def clock(seconds):
     """Seconds as 1:02 or 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)

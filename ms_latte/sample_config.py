@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ms_latte.config import ListOf, is_optional
+from ms_latte.config import ConfigError, ListOf, is_optional
 from ms_latte.device import DEVICES
 
-VAE_FACTOR = 8  # pixels per latent of every published VAE
+VAE_FACTOR = 8  # pixels per latent and side of every published VAE
 
 Sampler = Literal["ddpm", "ddim", "euler", "dpm++2m"]
 Format = Literal["gif", "mp4", "png", "latents"]
@@ -44,6 +44,20 @@ ALIASES = {
 def setting(group, default, help):
     """A field with its group and its explanation for --help."""
     return Field(default, description=help, json_schema_extra={"group": group})
+
+
+def latent_size(image_size, factor=VAE_FACTOR):
+    """Height and width of the latents of pictures (height, width); factor: of the VAE, pixels per latent and side.
+
+    Raises ConfigError for sides that the factor does not divide.
+    """
+    if any(side < factor or side % factor for side in image_size):
+        height, width = image_size
+        near = "x".join(str(max(factor, round(side / factor) * factor)) for side in image_size)
+        raise ConfigError(
+            f"--image_size {height}x{width}: expected multiples of {factor} (the VAE's factor); nearest {near}"
+        )
+    return image_size[0] // factor, image_size[1] // factor
 
 
 class SampleConfig(BaseModel):
@@ -99,7 +113,11 @@ class SampleConfig(BaseModel):
     sd_scale_factor: float | None = setting("model", None, "latents are divided by it; default the VAE's own")
 
     # --- what to sample
-    image_size: tuple[int, int] = setting("samples", (256, 256), "pixels, N or HEIGHT,WIDTH; multiples of 8")
+    image_size: tuple[int, int] = setting(
+        "samples",
+        (256, 256),
+        "pixels, N or HEIGHT,WIDTH; multiples of the VAE's factor, 8 of all published ones",
+    )
     num_frames: int = setting("samples", 16, "frames of a video; 1 gives images")
     num_samples: int = setting(
         "samples", 3, "videos for every class or prompt; in all, if there is no condition"
@@ -219,10 +237,9 @@ class SampleConfig(BaseModel):
 
     @field_validator("image_size")
     @classmethod
-    def _divisible(cls, value):
-        if min(value) < VAE_FACTOR or value[0] % VAE_FACTOR or value[1] % VAE_FACTOR:
-            near = "x".join(str(max(VAE_FACTOR, round(n / VAE_FACTOR) * VAE_FACTOR)) for n in value)
-            raise ValueError(f"expected multiples of {VAE_FACTOR} (the VAE's factor); nearest {near}")
+    def _sides(cls, value):
+        if min(value) < 1:
+            raise ValueError("expected pixels, 1 or more")
         return value
 
     @field_validator(
@@ -313,8 +330,3 @@ class SampleConfig(BaseModel):
     def method(self):
         """The sampler's word."""
         return self.sampler or ("ddim" if self.ddim_sampling else "ddpm")
-
-    @property
-    def latent_size(self):
-        """Height and width of the latents."""
-        return self.image_size[0] // VAE_FACTOR, self.image_size[1] // VAE_FACTOR

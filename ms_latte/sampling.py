@@ -11,9 +11,10 @@ import numpy as np
 
 from ms_latte import device, video_io
 from ms_latte.config import ConfigError, dump
-from ms_latte.parts import check_told, find_parts, load_denoiser, load_vae, settle, sizes_of
+from ms_latte.parts import check_told, factor_of, find_parts, load_denoiser, load_vae, settle, sizes_of
 from ms_latte.progress import Progress, clock, timing_table
 from ms_latte.run_folder import RunFolder, facts, read_array
+from ms_latte.sample_config import latent_size
 
 
 @dataclass
@@ -63,6 +64,7 @@ def _run(config, paths, folder, out):
     else:
         from ms_latte.jobs import make_jobs, make_pipeline  # they load MindSpore
 
+        latent_size(config.image_size, factor_of(vae))  # before texts are encoded
         texts = None
         if config.prompts or config.prompt_file or config.embeddings:
             from ms_latte.jobs import text_features
@@ -73,7 +75,7 @@ def _run(config, paths, folder, out):
         model = load_denoiser(paths.denoiser(folder.path), config)
         name = check_told(config, model)
         jobs = make_jobs(config, model, texts)
-        sample = make_pipeline(config, model, jobs, texts)
+        sample = make_pipeline(config, model, jobs, texts, factor_of(vae))
     times.load = time.perf_counter() - started - times.text
 
     steps = 1 if config.latents_path else config.sampling_steps

@@ -48,7 +48,7 @@ from parity.harness.behaviour import run_gradients
 from parity.harness.gates import NATIVE_FORMS, CaseResult
 from parity.harness.inputs import realize
 from parity.harness.other import HALF, Other
-from parity.harness.pairing import Layer, Pairing, PairingError, Parameter
+from parity.harness.pairing import Layer, Pairing, PairingError
 from parity.harness.runner import Session, run_case
 from parity.harness.trace import fetch
 from parity.harness.words import EN, LANGUAGES, Words
@@ -272,10 +272,10 @@ def _pair(session: Session, comparison: Comparison, case: Other) -> tuple[Pairin
     except PairingError as error:
         raise ComparisonError(str(error)) from None
     found = Pairing(tuple(links), layers)
-    found, notes = _tried(session, replace(case, pairing=found), theirs, left_over)
+    found, notes = _tried(session, replace(case, pairing=found), left_over)
     stated = _stated(found, their_layers, our_layers)
     found = replace(found, stated=stated)
-    return found, _header(comparison, case, found, notes, control, port), port("native_norms")
+    return found, _header(session, comparison, case, found, notes, control, port), port("native_norms")
 
 
 def _built(session: Session, case: Other, framework: str) -> Worker:
@@ -289,7 +289,7 @@ def _built(session: Session, case: Other, framework: str) -> Worker:
     return worker
 
 
-def _tried(session, case: Other, theirs: list[Parameter], left_over: list[str]) -> tuple[Pairing, list[str]]:
+def _tried(session, case: Other, left_over: list[str]) -> tuple[Pairing, list[str]]:
     """Run both sides once: leave out layers that only one side calls or that cannot take the other's arguments.
 
     A layer with parameters that one side does not call stays: the contract reports it.
@@ -362,7 +362,9 @@ def _stated(found: Pairing, theirs: list[Layer], ours: list[Layer]) -> tuple[str
     )
 
 
-def _header(comparison, case: Other, found: Pairing, notes, control: Worker, port: Worker) -> list[str]:
+def _header(
+    session, comparison, case: Other, found: Pairing, notes, control: Worker, port: Worker
+) -> list[str]:
     theirs, ours = control.environment, port.environment
     by = {}
     for link in found.links:
@@ -379,6 +381,8 @@ def _header(comparison, case: Other, found: Pairing, notes, control: Worker, por
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         lines.append(f"transforms: {', '.join(changed[:6])}{more}")
+    if session.device != "CPU":
+        lines += [report.control_line(dtype, session.control(dtype)) for dtype in comparison.dtypes]
     if any(dtype in HALF for dtype in comparison.dtypes):
         lines.append("fp16, bf16: both models natively in half precision, weights and inputs rounded once")
         if ours["device"] == "CPU":

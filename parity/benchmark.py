@@ -11,8 +11,11 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+from parity import benchmark_generate, benchmark_training
 from parity.harness.backends import Worker, WorkerError
 from parity.harness.case import Case
 from parity.harness.full import full_case
@@ -20,19 +23,21 @@ from parity.harness.inputs import Layout, normal, realize
 from parity.harness.runner import write_weights
 from parity.harness.weights import random_state
 
-PARTS = ("operators", "blocks", "net", "trace")
+PARTS = ("operators", "blocks", "net", "trace", "generate", "training")
 
 
 @dataclass
 class Row:
-    """Medians in seconds, ratio MindSpore / torch with its range, peak memory in bytes."""
+    """Medians in seconds, ratio MindSpore / reference with its range. against: the reference; goal: of the ratio."""
 
     name: str
-    torch: float
+    reference: float
     mindspore: float
     ratio: float
     low: float
     high: float
+    against: str = "torch"
+    goal: float = 0.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,10 +64,24 @@ def main(arguments: list[str] | None = None) -> int:
         "--model", default="Latte-XL/2", help="Latte-XL/2 ... Latte-S/8 or LatteT2V (default: %(default)s)"
     )
     parser.add_argument(
-        "--parts", default="operators,blocks,net,trace", help="comma list (default: %(default)s)"
+        "--parts",
+        default=",".join(PARTS),
+        help="comma list; generate: sampling steps, VAE decoders, text encoder; training: a step and its memory; "
+        "both at sizes of their own, whatever --model is (default: all)",
     )
     parser.add_argument(
-        "--repeat", type=int, default=5, help="alternating runs of each row, net 3 at most (default: 5)"
+        "--only", nargs="+", default=[""], metavar="WORD", help="rows whose name has one of these words"
+    )
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="generate and training at sizes that only show that it runs; the figures mean nothing",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=5,
+        help="alternating runs of each row, net and generate 3 at most (default: 5)",
     )
     options = parser.parse_args(arguments)
     wrong = [part for part in options.parts.split(",") if part not in PARTS]
@@ -72,6 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
         net = full_case(options.model)
     except ValueError as error:
         parser.error(str(error))
+    every = [*operators(net), *blocks(net), net, *(job.case for job in benchmark_generate.jobs(options.tiny))]
+    every += [job.case for job in benchmark_training.jobs(options.tiny)]
+    if not any(_wanted(case.name, options) for case in every):
+        names = ", ".join(repr(case.name) for case in every)
+        parser.error(f"--only {' '.join(options.only)}: expected a part of one of {names}")
     run(options, net)
     return 0
 
@@ -84,30 +108,92 @@ def run(options: argparse.Namespace, net: Case) -> list[Row]:
     print(
         f"cores {len(os.sched_getaffinity(0))} · {options.model} · {options.dtype} · ms, ratio MindSpore / torch"
     )
-    print(f"{'':<44} {'torch':>9} {'mindspore':>9} {'ratio':>6}  range")
+    print(f"{'':<60} {'torch':>9} {'mindspore':>9} {'ratio':>6}  range")
     rows = []
     try:
         chosen = options.parts.split(",")
         for part, cases in (("operators", operators(net)), ("blocks", blocks(net)), ("net", [net])):
-            if part in chosen:
+            cases = [case for case in cases if _wanted(case.name, options)]
+            if part in chosen and cases:
                 if part == "net":  # fresh processes, so that peak memory is that of the net alone
                     _stop(sides)
                     sides = _start(options)
                 for case in cases:
                     # A turn is a warmed median of three, so that neither side pays for the caches the other left.
                     turns, loops = (min(options.repeat, 3), 1) if part == "net" else (options.repeat, 3)
-                    rows.append(measure(sides, case, turns, loops))
-        if "net" in chosen:
+                    rows += measure(sides, case, turns, loops)
+        if "net" in chosen and _wanted(net.name, options):
             memory = {name: worker("peak_memory") for name, worker in sides.items()}
             share = memory["mindspore"] / memory["torch"]
             print(
-                f"{'peak resident host memory of a process, GiB':<44} {memory['torch'] / 2**30:>9.2f} "
+                f"{'peak resident host memory of a process, GiB':<60} {memory['torch'] / 2**30:>9.2f} "
                 f"{memory['mindspore'] / 2**30:>9.2f} {share:>6.2f}"
             )
         if "trace" in chosen:
             tracing(sides, net)
+        if "generate" in chosen:
+            rows += jobs_in_turns(sides, benchmark_generate.jobs(options.tiny), options)
+        if "training" in chosen:
+            jobs = benchmark_training.jobs(options.tiny)
+            rows += jobs_in_turns(sides, jobs, options)
+            _stop(sides)
+            for job in jobs:
+                if _wanted(job.case.name, options):
+                    memory_of_training(job, options)
     finally:
         _stop(sides)
+    return rows
+
+
+def _wanted(name: str, options: argparse.Namespace) -> bool:
+    return any(word.lower() in name.lower() for word in options.only)
+
+
+def memory_of_training(job: benchmark_training.TrainingJob, options: argparse.Namespace) -> None:
+    """Peak memory of a training step in fresh processes, one after the other."""
+    batch = realize(job.batch, job.case.seed)
+    for name, device, recompute in (
+        ("torch", "CPU", False),
+        ("mindspore", options.device, False),
+        ("mindspore", options.device, True),
+    ):
+        worker = Worker(name, device, options.dtype)
+        try:
+            idle = worker("peak_memory")
+            _prepare({name: worker}, job.case)
+            worker("clock_training", batch=batch, loops=1, recompute=recompute)
+            peak = worker("peak_memory")
+        finally:
+            worker.stop()
+        who = f"{name}, blocks recomputed" if recompute else name
+        row = f"  peak resident host memory, GiB: {who}"
+        print(f"{row:<60} {peak / 2**30:>9.2f}  of that before the net {idle / 2**30:.2f}", flush=True)
+
+
+def jobs_in_turns(sides: dict[str, Worker], jobs: list, options: argparse.Namespace) -> list[Row]:
+    """Rows of generation and training: originals of other libraries take turns with both twins."""
+    rows, others = [], {}
+    try:
+        for job in jobs:
+            if not _wanted(job.case.name, options):
+                continue
+            inputs = _prepare(sides, job.case)
+            asks = {name: partial(job.seconds, worker, inputs) for name, worker in sides.items()}
+            if job.original:
+                try:
+                    others["torch"] = others.get("torch") or Worker("other-torch", "CPU", options.dtype)
+                    shapes = others["torch"]("build", case=job.original)
+                    others["torch"]("load", tensors=random_state(shapes, job.case.seed))
+                    given = realize(job.original.inputs, job.case.seed)
+                    asks[job.library] = partial(job.original_seconds, others["torch"], given)
+                except WorkerError as error:
+                    print(f"{job.library} cannot run: {error.kind}: {(str(error).splitlines() or ['?'])[0]}")
+            goal = 0.0 if options.tiny else job.goal
+            rows += in_turns(asks, job.case.name, min(options.repeat, 3), 1, goal)
+            for worker in [*sides.values(), *others.values()]:
+                worker("close")
+    finally:
+        _stop(others)
     return rows
 
 
@@ -128,28 +214,47 @@ def _stop(sides: dict[str, Worker]) -> None:
         worker.stop()
 
 
-def measure(sides: dict[str, Worker], case: Case, repeat: int, loops: int = 1) -> Row:
-    """Build on both sides, warm up once, time in turns."""
+def measure(sides: dict[str, Worker], case: Case, repeat: int, loops: int = 1) -> list[Row]:
+    """Build on both sides, time in turns."""
     inputs = _prepare(sides, case)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for worker in sides.values():
-        worker("clock", inputs=inputs, method="")
-    for _ in range(repeat):
-        for name, worker in sides.items():
-            times[name].append(worker("clock", inputs=inputs, method="", loops=loops))
-    ratios = [b / a for a, b in zip(times["torch"], times["mindspore"], strict=True)]
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    row = Row(
-        case.name, medians["torch"], medians["mindspore"], statistics.median(ratios), min(ratios), max(ratios)
-    )
-    print(
-        f"{row.name:<44} {row.torch * 1e3:>9.2f} {row.mindspore * 1e3:>9.2f} {row.ratio:>6.2f}  "
-        f"{row.low:.2f} - {row.high:.2f}",
-        flush=True,
-    )
+
+    def ask(worker, loops):
+        return worker("clock", inputs=inputs, method="", loops=loops)
+
+    rows = in_turns({name: partial(ask, worker) for name, worker in sides.items()}, case.name, repeat, loops)
     for worker in sides.values():
         worker("close")
-    return row
+    return rows
+
+
+def in_turns(
+    asks: dict[str, Callable[[int], float]], name: str, repeat: int, loops: int, goal: float = 0.0
+) -> list[Row]:
+    """Warm up once, ask all sides for their seconds in turns; a row for every side but MindSpore, printed."""
+    times: dict[str, list[float]] = {side: [] for side in asks}
+    for ask in asks.values():
+        ask(1)
+    for _ in range(repeat):
+        for side, ask in asks.items():
+            times[side].append(ask(loops))
+    medians = {side: statistics.median(values) for side, values in times.items()}
+    rows = []
+    for side in asks:
+        if side == "mindspore":
+            continue
+        ratios = [b / a for a, b in zip(times[side], times["mindspore"], strict=True)]
+        ratio = statistics.median(ratios)
+        rows.append(
+            Row(name, medians[side], medians["mindspore"], ratio, min(ratios), max(ratios), side, goal)
+        )
+        shown = name if side == "torch" else f"  beside {side}"
+        told = f"  goal {goal:g}: {'met' if ratio <= goal else 'MISSED'}" if goal else ""
+        print(
+            f"{shown:<60} {medians[side] * 1e3:>9.2f} {medians['mindspore'] * 1e3:>9.2f} {ratio:>6.2f}  "
+            f"{min(ratios):.2f} - {max(ratios):.2f}{told}",
+            flush=True,
+        )
+    return rows
 
 
 def tracing(sides: dict[str, Worker], net: Case) -> None:
@@ -167,7 +272,7 @@ def tracing(sides: dict[str, Worker], net: Case) -> None:
                     plain = worker("clock", inputs=inputs, method="")
                     ratios.append(worker("clock", inputs=inputs, method="", taps=taps) / plain)
                 row = f"tracing {taps} over a plain forward, {name}"
-                print(f"{row:<64} {statistics.median(ratios[1:]):>6.2f}", flush=True)
+                print(f"{row:<80} {statistics.median(ratios[1:]):>6.2f}", flush=True)
     for worker in sides.values():
         worker("close")
 

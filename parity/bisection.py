@@ -102,6 +102,7 @@ class Bench:
     workers: tuple
     inputs: dict
     reference: dict[str, Record]
+    products: dict[str, str] = field(default_factory=dict)  # of the control
 
     def bisect(self, scope: str = "", index: str = "0", write: Callable[[str], None] = print) -> str:
         """Search the stages of the target ("") or of a module, then inside the stage found. Returns the answer, "" if
@@ -192,7 +193,7 @@ def bench(session: Session, case: Case, dtype: str, form: str = "", mutant: str 
             f"G0 parameters: {unfit[0].detail}; nothing can be spliced or packed before they agree"
         )
     reference = workers[1]("trace", inputs=inputs, method=case.method, keep_inputs=True, stages=False)
-    return Bench(case, dtype, form, workers, inputs, reference)
+    return Bench(case, dtype, form, workers, inputs, reference, session.control(dtype).products)
 
 
 def find_case(name: str) -> Case:

@@ -20,9 +20,10 @@ from parity.harness.full import file_case, full_case
 from parity.harness.gates import CaseResult
 from parity.harness.replay import ReplayPool, weights_hash
 from parity.harness.runner import HALF, Session, run_case
-from parity.harness.words import LANGUAGES, Words
+from parity.harness.words import EN, LANGUAGES, Words
 from parity.record import DTYPES, inputs_of, wanted_dtypes
 
+UNITS = ("matmul", "conv")
 SHIPPED = Path(__file__).resolve().parent / "bundles"
 EXAMPLES = """examples:
   python -m parity compare thin --device CPU          the bundle that comes with this package
@@ -149,7 +150,12 @@ def plan(
     return plans
 
 
-def header(bundle: Bundle, port: dict[str, Any], plans: list[tuple], device: str, w: Words) -> list[str]:
+def made_with(bundle: Bundle) -> dict[str, str]:
+    """Formats other than float32 in which the recorded control multiplies."""
+    return bundle.manifest.get("products", {})
+
+
+def header(bundle: Bundle, session: Session, port: dict[str, Any], plans: list[tuple], w: Words) -> list[str]:
     """Who is compared with what."""
     made = bundle.manifest["made_by"]
     settings = ", ".join(f"{k} {v}" for k, v in port.items() if k not in ("mindspore", "numpy", "device"))
@@ -171,10 +177,60 @@ def header(bundle: Bundle, port: dict[str, Any], plans: list[tuple], device: str
             f"results of more than {count} values are compared at {count} fixed positions, and by norm, sum, extremes "
             "and non-finite counts of the whole; results of nets, and inputs of layers, are whole"
         )
+    lines += _controls(session, made_with(bundle), sorted({dtype for _, _, dtype, _ in plans} - {"fp64"}), w)
     emulated = [dtype for dtype in HALF if any(dtype == planned[2] for planned in plans)]
-    if device == "CPU" and emulated:
+    if session.device == "CPU" and emulated:
         lines.append(w("header.emulated", dtypes=", ".join(emulated)))
     return lines
+
+
+def _controls(session: Session, recorded: dict[str, str], dtypes: list[str], w: Words) -> list[str]:
+    """Which control was recorded, beside the one that the device asks for. Raises BundleError for a coarser one."""
+    live = Session(device=session.device, pool=session.pool)
+    wanted = {dtype: live.control(dtype) for dtype in dtypes}
+    lines = []
+    if session.device != "CPU":
+        lines += [report.control_line(dtype, control, w) for dtype, control in wanted.items()]
+    for dtype, control in wanted.items():
+        if control.products != recorded:
+            here, there = (
+                ",".join(f.get(unit, "fp32") for unit in UNITS) for f in (control.products, recorded)
+            )
+            if recorded:  # a control coarser than the device would excuse its faults
+                raise BundleError(
+                    f"{dtype}: the recorded control is not that of this device",
+                    got=f"products (matmul,conv) of {there}",
+                    expected=here,
+                    remedy=f"record again with --products {here}",
+                )
+            lines.append(
+                f"note: {dtype} is judged by a recorded control with true float32 products, which may ask more of this "
+                f"device than it can give, never less; record again with --products {here}"
+            )
+    return lines
+
+
+def left_out(bundle: Bundle, plans: list[tuple], options: argparse.Namespace) -> list[str]:
+    """What a verdict of this run does not speak of, and why: English lines of `words`."""
+    recorded, judged = bundle.manifest["cases"], {case.id: case for _, case, _, _ in plans}
+    lines = []
+    if absent := sum(case.id not in recorded for case in collect()):
+        lines.append(EN("not_run.unrecorded", count=absent))
+    if unchosen := len(recorded) - len(judged):
+        lines.append(EN("not_run.unchosen", count=unchosen))
+    if missing := [dtype for dtype in DTYPES if dtype not in {dtype for _, _, dtype, _ in plans}]:
+        lines.append(EN("not_run.unrecorded_dtypes", dtypes=", ".join(missing)))
+    if not all(any(run["what"] == "gradients" and run["case"] == id_ for run, *_ in plans) for id_ in judged):
+        lines.append(EN("not_run.gradients"))
+    lines.append(EN("not_run.live"))
+    closed = [id_ for id_, case in judged.items() if case.taps == "stages"]
+    if closed:
+        inside = ", ".join(bundle.manifest["inside"])
+        known = EN("not_run.stages_but", inside=inside) if inside else EN("not_run.stages")
+        lines.append(known)
+    if bundle.manifest["sample"]:
+        lines.append(EN("not_run.sampled", count=bundle.manifest["sample"]))
+    return [*lines, EN("not_run.device", device=options.device)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -188,7 +244,7 @@ def _main(arguments: list[str] | None) -> int:
     _check(options)
     pool = ReplayPool(bundle)
     session = Session(device=options.device, pool=pool, layout=options.layout)
-    session.overrides = dict(map(parse_setting, options.settings))
+    session.overrides, session.products = dict(map(parse_setting, options.settings)), made_with(bundle)
     try:
         cases = cases_of(bundle, options)
         _same_weights(cases, bundle, session)
@@ -199,12 +255,13 @@ def _main(arguments: list[str] | None) -> int:
         except WorkerError as error:
             remedy = None if "emedy" in str(error) else 'pip install -e ".[mindspore]"'
             raise BundleError(str(error).strip(), remedy=remedy) from None
-        lines = header(bundle, port, plans, options.device, Words(options.lang))
+        lines = header(bundle, session, port, plans, Words(options.lang))
+        not_run = left_out(bundle, plans, options)
         print("\n".join(lines), flush=True)
         results = [_compare_run(session, *planned, options) for planned in plans]
     finally:
         pool.stop()
-    return _tell(results, lines, options)
+    return _tell(results, lines, not_run, options)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -245,7 +302,9 @@ def _compare_run(session, run, case, dtype, form, options) -> CaseResult:
     return result
 
 
-def _tell(results: list[CaseResult], lines: list[str], options: argparse.Namespace) -> int:
+def _tell(
+    results: list[CaseResult], lines: list[str], not_run: list[str], options: argparse.Namespace
+) -> int:
     w, folder = Words(options.lang), Path(options.report)
     for result in results:
         if not result.passed:
@@ -257,11 +316,17 @@ def _tell(results: list[CaseResult], lines: list[str], options: argparse.Namespa
     )
     print(
         "\n".join(
-            ["", *notes, report.contract_line(results, w), *report.summary(results, options.verbose, w)]
+            [
+                "",
+                w("line.not_run", what="; ".join(map(w.translate, not_run))),
+                *notes,
+                report.contract_line(results, w),
+                *report.summary(results, options.verbose, w),
+            ]
         )
     )
     paths = [
-        *report.write(results, lines, folder, w),
+        *report.write(results, lines, folder, w, not_run),
         report.junit(results, folder / "junit.xml", "parity compare"),
     ]
     print(w("line.report", paths=", ".join(map(str, paths))))

@@ -22,6 +22,7 @@ from parity.harness import report, score
 from parity.harness.backends import WorkerError
 from parity.harness.case import SIZES, collect
 from parity.harness.runner import HALF, Session, run_case
+from parity.harness.selection import repeats
 from parity.harness.words import EN, LANGUAGES, Words
 
 DEVICES = ("CPU", "Ascend", "GPU")
@@ -31,6 +32,7 @@ SESSION = pytest.StashKey[Session]()
 HEADER = pytest.StashKey[list]()
 CASES = pytest.StashKey[list]()
 WORDS = pytest.StashKey[Words]()
+LEFT_OUT = pytest.StashKey[Counter]()
 
 
 def pytest_addoption(parser):
@@ -48,6 +50,11 @@ def pytest_addoption(parser):
         type=int,
         metavar="N",
         help="frames of a full-size net or of --checkpoint (default: its own)",
+    )
+    group.addoption(
+        "--every",
+        action="store_true",
+        help="runs too that repeat others: composed parts and nets in all formulations and both half types",
     )
     group.addoption("--quick", action="store_true", help="gates G0 and G1 on tiny nets only")
     group.addoption(
@@ -123,6 +130,8 @@ def _header(option, session):
     try:
         reference = session.pool.get("torch", "CPU", "fp64").environment
         port = session.pool.get("mindspore", option.device, option.dtype.split(",")[0]).environment
+        asked = option.dtype.split(",") if option.device != "CPU" and not option.quick else []
+        controls = {dtype: session.control(dtype) for dtype in asked}
     except WorkerError as error:
         session.pool.stop()
         remedy = "" if "emedy" in str(error) else '. Remedy: pip install -e ".[parity]"'
@@ -137,6 +146,7 @@ def _header(option, session):
     ]
     if option.device == "CPU" and emulated:
         lines.append(EN("header.emulated", dtypes=", ".join(emulated)))
+    lines += [report.control_line(dtype, control) for dtype, control in controls.items()]
     if option.checkpoint:
         lines.append(_weights_line(option))
     return lines
@@ -168,6 +178,11 @@ def _not_run(terminalreporter, option):
         left.append(EN("not_run.model", model=option.model))
     if option.checkpoint:
         left.append(EN("not_run.checkpoint"))
+    counts = terminalreporter.config.stash.get(LEFT_OUT, {})
+    if other_form := counts.get("not_run.other_form"):
+        left.append(EN("not_run.other_form", count=other_form))
+    if other_half := counts.get("not_run.other_half"):
+        left.append(EN("not_run.other_half", count=other_half))
     left.append(EN("not_run.device", device=option.device))
     deselected = len(terminalreporter.stats.get("deselected", []))
     if deselected:
@@ -240,14 +255,22 @@ def pytest_generate_tests(metafunc):
                     continue
                 if gradients and not _differentiated(case, dtype, form):
                     continue
-                if case.size != "tiny" and dtype != "fp64" and form != option.device:
-                    continue  # in half and single precision, other formulations are judged at tiny size
-                if case.net and dtype in HALF and form != option.device:
-                    continue  # the wiring of a net in another formulation is judged in float64 and fp32
                 if case.size == "full" and dtype == "fp64":
                     continue  # nets of full size have no G1; their float64 truth is part of G2
+                if left_out(metafunc.config, case, dtype, form):
+                    continue
                 runs.append(pytest.param(case, dtype, form, id=f"{dtype}-{form}-{case.id}"))
     metafunc.parametrize("parity_case, dtype, form", runs)
+
+
+def left_out(config, case, dtype, form=""):
+    """Whether a run repeats others and --every is not given; it is counted for the line of what was not judged."""
+    option = config.option
+    reason = repeats(case, dtype, form or option.device, option.device, option.dtype.split(","))
+    if not reason or option.every:
+        return False
+    config.stash.setdefault(LEFT_OUT, Counter())[reason] += 1
+    return True
 
 
 def _differentiated(case, dtype, form):
@@ -333,7 +356,7 @@ def judge(request, parity_case, dtype, form, record_property):
         finally:
             if session.spill:
                 shutil.rmtree(session.spill, ignore_errors=True)
-        result.reproduce = _command(option, request.node.nodeid)
+        result.reproduce = repeat(option, request.node.nodeid)
         request.config.stash[RESULTS].append(result)
         for name, value in _properties(result).items():
             record_property(name, value)
@@ -344,12 +367,14 @@ def judge(request, parity_case, dtype, form, record_property):
     return run
 
 
-def _command(option, node):
+def repeat(option, node):
     """The command that repeats one run."""
     words = ["pytest", node, "--device", option.device]
     for flag in ("checkpoint", "layout", "model"):
         words += [f"--{flag}", getattr(option, flag)] if getattr(option, flag) else []
     words += ["--size", "full"] if option.size == "full" else []
+    words += ["--every"] if option.every else []
+    words += ["--dtype", option.dtype] if option.dtype != ",".join(DTYPES) else []
     words += ["--frames", str(option.frames)] if option.frames else []
     for pair in option.set:
         words += ["--set", pair]

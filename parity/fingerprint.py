@@ -89,13 +89,16 @@ def report(found: Fingerprint, verbose: bool) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the fingerprint. Exit status 1 if it differs from the stored one, 2 for a user's mistake."""
+    """Print the fingerprint. Exit status 0: as stored (or stored now, or emulated); 1: it differs; 2: a user's mistake;
+    3: nothing is stored for this platform, so nothing was compared, and absent is not equal.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m parity fingerprint",
         description="Measure the effective precision of a device by micro-probes, choose the control that goes with "
         "it, and compare with the calibration stored for this chip, CANN and MindSpore version.",
         epilog="Example: python -m parity fingerprint --device Ascend --store    (once, on a machine known to be "
-        "good; afterwards without --store: exit status 1 and a list of what changed). "
+        "good; afterwards without --store: exit status 0 if every fact is as stored, 1 and a list of what changed, "
+        "3 if nothing is stored for this platform; 2 for a wrong use or an absent device). "
         "The Ascend side has not yet run on the device.",
     )
     parser.add_argument("--device", default="CPU", help="CPU or Ascend (default: %(default)s)")
@@ -135,8 +138,10 @@ def _against(path: Path, platform: dict[str, str], found: Fingerprint, keep: boo
         print(f"calibration stored: {path.name}")
         return 0
     if not path.exists():
-        print(f"calibration: none stored for this platform ({path.name}); --store writes it")
-        return 0
+        print(
+            f"calibration: none stored for this platform ({path.name}), nothing compared; --store writes it"
+        )
+        return 3
     different = changes(load(path), found)
     if different:
         print(

@@ -6,6 +6,7 @@ and the same noise. Each side has a process of its own; what they leave is compa
 """
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -19,8 +20,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ms_latte.config import ConfigError, build, find_config, parse
-from ms_latte.sample_config import SampleConfig
 from parity.harness.memory import PeakMemory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # a value lies that near the border between two bytes, and never by more.
 BYTES = 1
 TWIN = "from parity.harness.generation_torch_side import main; main()"
-MAKER = "import sys; from parity.generation import make_weights; make_weights(*sys.argv[1:])"
-SEED, NET, VAE = 1, "latte.pt", "vae.safetensors"  # of random weights
+PREPARE = "from parity.harness.generation_mindspore_side import main; main()"
+OPTIONS, TEXTS = "options.json", "texts.safetensors"  # in the scratch folder
 
 
 @dataclass
@@ -74,14 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{taken[0]} is set here; --keep DIR keeps the port's files")
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
         folder = options.keep or Path(scratch) / "port"
-        texts, theirs = Path(scratch) / "texts.safetensors", Path(scratch) / "torch"
+        texts, theirs = Path(scratch) / TEXTS, Path(scratch) / "torch"
         theirs.mkdir()
         rest += ["--output_path", str(folder), "--output_format", "latents,png"]
-        if options.random_weights and not random_weights(rest, Path(scratch)):
+        added = prepared(rest, Path(scratch), options.random_weights)
+        if added is None:
             return 2
-        if encodes(rest):
-            rest += ["--save_embeddings", str(texts)]
-        port = ["-m", "ms_latte.sample", *rest]
+        port = ["-m", "ms_latte.sample", *rest, *added]
         twin = ["-c", TWIN, str(folder), str(texts), str(theirs)]
         if not run("port", port) or not run("torch", twin):
             return 2
@@ -96,58 +94,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if good else 1
 
 
-def configuration(options: list[str]) -> SampleConfig | None:
-    """The port's configuration under these options; None if they are wrong, which the port says better."""
-    try:
-        path, overrides = parse(SampleConfig, options, "python -m parity generate", None, None)
-        return build(SampleConfig, find_config(path) if path else None, overrides)
-    except (ConfigError, SystemExit):
-        return None
+def prepared(options: list[str], scratch: Path, random_weights: bool) -> list[str] | None:
+    """Options that the port needs besides the user's own: weights made for the run, a place for its text features.
 
-
-def encodes(options: list[str]) -> bool:
-    """Whether the port will encode texts, by T5."""
-    config = configuration(options)
-    return bool(config and (config.prompts or config.prompt_file) and not config.embeddings)
-
-
-def random_weights(options: list[str], folder: Path) -> bool:
-    """Make checkpoints for the run and point `options` to them. Returns whether that succeeded."""
-    config = configuration(options)
-    if config is None or config.model_name in (None, "LatteT2V"):
-        got = "wrong options" if config is None else f"model_name {config.model_name}"
-        message = f"error: --random-weights makes a Latte by its name; got {got}; expected Latte-XL/2 ..."
-        print(message, file=sys.stderr)
-        return False
-    told = [config.model_name, config.condition or "none", str(config.num_classes or 0)]
-    sizes = [str(n) for n in (config.num_frames, *config.latent_size)]
-    if not run("random weights", ["-c", MAKER, str(folder), *told, *sizes]):
-        return False
-    options += ["--checkpoint", str(folder / NET), "--vae_checkpoint", str(folder / VAE)]
-    return True
-
-
-def make_weights(folder: str, model_name: str, condition: str, classes: str, *sizes: str) -> None:
-    """Write a random Latte and a random VAE of Stable Diffusion to `folder`; in a process of its own.
-
-    sizes: frames, height and width of the latents.
+    None if that did not succeed; what the reason is has been said.
     """
-    from ms_latte import checkpoint, device
-    from ms_latte.demo import fill
-    from ms_latte.encoders.vae import AutoencoderKL
-    from ms_latte.models.latte import Latte_models
-
-    device.select("CPU")
-    rng, (frames, height, width) = np.random.default_rng(SEED), map(int, sizes)
-    named = dict(input_size=(height, width), num_frames=frames, condition=condition)
-    if condition == "class":
-        named["num_classes"] = int(classes)
-    checkpoint.save(fill(Latte_models[model_name](**named), rng), Path(folder) / NET)
-    checkpoint.save(fill(AutoencoderKL(), rng), Path(folder) / VAE)
+    words = [str(scratch), "random" if random_weights else "given", *options]
+    if not run("random weights" if random_weights else "", ["-c", PREPARE, *words]):
+        return None
+    return json.loads((scratch / OPTIONS).read_text(encoding="utf-8"))
 
 
 def run(side: str, command: list[str]) -> bool:
-    """Run one side; its messages go where ours go. Returns whether it succeeded."""
+    """Run one side; its messages go where ours go, and its time is printed if it has a name. Returns whether it
+    succeeded."""
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], env={**os.environ, "PYTHONPATH": paths})
@@ -155,7 +115,8 @@ def run(side: str, command: list[str]) -> bool:
     status = process.wait()
     peak, seconds = memory.stop() / 2**30, time.perf_counter() - began
     said = "" if status == 0 else f", exit status {status}"
-    print(f"{side}: {seconds:.0f} s, peak memory {peak:.2f} GiB (PSS){said}", flush=True)
+    if side:
+        print(f"{side}: {seconds:.0f} s, peak memory {peak:.2f} GiB (PSS){said}", flush=True)
     return status == 0
 
 

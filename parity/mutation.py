@@ -138,7 +138,7 @@ def note(cell: Cell, results: list[CaseResult]) -> None:
     for result in results:
         for check in result.broken:
             # A crash satisfies no declaration. What G5 alone asks is not a failure of the contract of a forward.
-            gate = {"runs": "crash", "trainable": "G5"}.get(check.name, "G0")
+            gate = {"runs": "crash", "trainable": "G5", "decisions": "G5"}.get(check.name, "G0")
             cell.gates.setdefault(gate, Kill(f"{result.case}: {check.name} ({check.detail[:90]})"))
         for tap in result.failures:
             margin = tap.required / tap.allowed if tap.allowed else math.inf

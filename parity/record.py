@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import difflib
 import importlib.metadata
 import platform
 import shutil
@@ -24,6 +25,7 @@ from parity.harness.behaviour import run_gradients
 from parity.harness.bundle import MANIFEST, BundleError, Writer, digest, pack, reference_hash
 from parity.harness.case import Case, collect
 from parity.harness.full import file_case, full_case
+from parity.harness.gates import PRODUCT_CAPS
 from parity.harness.inputs import realize
 from parity.harness.replay import RecordingPool, Sampler, weights_hash
 from parity.harness.runner import Session, run_case
@@ -99,6 +101,13 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--full", nargs="+", default=(), metavar="TAP", help="with --sample: taps, or patterns, kept whole"
     )
+    words.add_argument(
+        "--products",
+        default="",
+        metavar="FORMAT",
+        help="for a device that rounds the inputs of its float32 products, as `parity fingerprint` shows there: "
+        "HF32, TF32, fp16 or bf16, or MATMUL,CONV such as fp32,HF32 (default: plain torch)",
+    )
     words.add_argument("--gradients", action="store_true", help="gate G5 of the chosen small nets too")
     return words
 
@@ -131,6 +140,17 @@ def chosen_cases(options: argparse.Namespace) -> dict[str, tuple[str, Case]]:
     return {case.id: (origin, case) for origin, case in found}
 
 
+def formats_of(text: str) -> dict[str, str]:
+    """Formats of --products other than float32, by unit. Raises BundleError for unknown ones."""
+    words = text.split(",") if text else ["fp32"]
+    wrong = [word for word in words if word not in ("fp32", *PRODUCT_CAPS)]
+    if wrong or len(words) > 2:
+        expected = f"one or two of fp32, {', '.join(PRODUCT_CAPS)}: of matmul and of convolution"
+        raise BundleError(f"--products {text}", got=", ".join(wrong or words), expected=expected)
+    units = zip(("matmul", "conv"), (words[0], words[-1]), strict=True)
+    return {unit: word for unit, word in units if word != "fp32"}
+
+
 def inputs_of(case: Case) -> dict[str, str]:
     """name -> hash of every array that a case draws from its seed."""
     drawn = realize(case.inputs, case.seed)
@@ -153,7 +173,9 @@ def record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raise BundleError("no case was chosen", remedy="see --help")
     writer = Writer(folder)
     pool = RecordingPool(writer, Sampler(options.sample, tuple(options.full)), tuple(options.inside))
-    session = Session(pool=pool, overrides=dict(map(parse_setting, options.settings)), layout=options.layout)
+    products = formats_of(options.products)
+    session = Session(pool=pool, layout=options.layout, products=products)
+    session.overrides = dict(map(parse_setting, options.settings))
     runs, described = [], {}
     try:
         for id_, (origin, case) in cases.items():
@@ -176,6 +198,15 @@ def record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 expected="stages such as blocks.3",
                 remedy="--taps stages",
             )
+        if unfit := pool.sampler.unfit():
+            near = [difflib.get_close_matches(word, pool.sampler.seen, 2, 0.3) for word in unfit]
+            near = (
+                list(dict.fromkeys(name for names in near for name in names)) or list(pool.sampler.seen)[:4]
+            )
+            raise BundleError(
+                f"--full {' '.join(unfit)} fits no tap of the chosen cases",
+                expected=f"names or patterns of taps; near it: {', '.join(near)}",
+            )
         if not runs:
             raise BundleError(
                 f"none of the chosen cases is judged in {options.dtype}",
@@ -192,6 +223,7 @@ def record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "sample": options.sample,
         "full": list(options.full),
         "inside": list(options.inside),
+        **({"products": products} if products else {}),
     }
     return writer.finish({**facts, "cases": described, "runs": runs})
 

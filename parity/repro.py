@@ -80,6 +80,7 @@ def describe(bench: Bench, tap: str, mutant: str) -> dict:
         dtype=bench.dtype,
         form=bench.form,
         mutant=mutant,
+        products=bench.products,
         args=args,
         kwargs=kwargs,
         weights=weights,

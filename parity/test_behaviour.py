@@ -4,12 +4,12 @@
 Drift over many steps, and of samplers, against a noise twin; graph mode against PyNative.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from parity.conftest import CASES, RESULTS, SESSION, WORDS
-from parity.conftest import _command as repeat
+from parity.conftest import CASES, RESULTS, SESSION, WORDS, left_out, repeat
 from parity.harness import report
 from parity.harness.behaviour import run_drift, run_gradients, run_graph
 
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc):
             pytest.param(name, cases[case], dtype, id=f"{dtype}-{name}")
             for dtype in ("fp64", *dtypes)
             for name, (case, _) in SAMPLERS.items()
-            if case in cases
+            if case in cases and not left_out(metafunc.config, _plain(cases[case]), dtype)
         ]
         metafunc.parametrize("sampler, chosen, chosen_dtype", runs)
         return
@@ -54,8 +54,14 @@ def pytest_generate_tests(metafunc):
         for dtype in dtypes
         for name in (DRIFT if drift else GRAPH)
         if name in cases and (drift or dtype == "fp32" or name == GRAPH[0])
+        if not left_out(metafunc.config, _plain(cases[name]), dtype)
     ]
     metafunc.parametrize("chosen, chosen_dtype", runs)
+
+
+def _plain(case):
+    """A case as no registered bug names it: those die by layers and gradients, not by what it does here."""
+    return replace(case, name=f"{case.name} over time")
 
 
 @pytest.fixture

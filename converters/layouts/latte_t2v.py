@@ -17,6 +17,7 @@ from converters.layouts.tables import sincos_1d, sincos_2d
 Y_EMBEDDING = "caption_projection.y_embedding"
 CAPTION_TOKENS = 120  # rows of the published y_embedding
 SCALE = "temporal_interpolation_scale"
+SIZES = "use_additional_conditions"
 HEADS = ("num_attention_heads", "attention_head_dim")
 
 
@@ -29,6 +30,14 @@ def _attention(name: str, keys: str) -> list[Rule]:
             same(f"{name}.{part}.bias", "D", attention_bias=True),
         ]
     return [*rows, *linear(f"{name}.to_out.0", "D", "D")]
+
+
+def _size_embedder(name: str) -> list[Rule]:
+    """One of the two that tell the net the size of its frames; S is a third of the width."""
+    return [
+        *linear(f"adaln_single.emb.{name}.linear_1", "S", "256", **{SIZES: True}),
+        *linear(f"adaln_single.emb.{name}.linear_2", "S", "S", **{SIZES: True}),
+    ]
 
 
 def _block(name: str, cross_attention: bool) -> list[Rule]:
@@ -51,6 +60,8 @@ OUR_RULES = (
     *_block("temporal_transformer_blocks.{i}", cross_attention=False),
     *linear("adaln_single.emb.timestep_embedder.linear_1", "D", "256"),
     *linear("adaln_single.emb.timestep_embedder.linear_2", "D", "D"),
+    *_size_embedder("resolution_embedder"),
+    *_size_embedder("aspect_ratio_embedder"),
     *linear("adaln_single.linear", "6*D", "D"),
     *linear("caption_projection.linear_1", "D", "E"),
     *linear("caption_projection.linear_2", "D", "D"),
@@ -137,11 +148,13 @@ NEW_PKU_RULES = tuple(
 
 
 def _aliases(given: Config) -> Config:
-    """out_channels null means in_channels, as in diffusers. Open-Sora-Plan v1.1 calls the scale
-    interpolation_scale_1d: at least 1, and null for its rule.
+    """out_channels null means in_channels, as in diffusers; no word on size conditions means none. Open-Sora-Plan v1.1
+    calls the scale interpolation_scale_1d: at least 1, and null for its rule.
     """
     if given.get("out_channels", 0) is None and "in_channels" in given:
         given["out_channels"] = given["in_channels"]
+    if given.get(SIZES, 0) is None:
+        given[SIZES] = False
     scale = given.get("interpolation_scale_1d", 0)
     if scale is None:
         del given["interpolation_scale_1d"]
@@ -157,6 +170,7 @@ def _infer(dims: Mapping[str, int], names: Collection[str]) -> Config:
     simple |= {"cross_attention_dim": "X", "caption_channels": "E"}
     config |= {key: dims[symbol] for key, symbol in simple.items() if symbol in dims}
     config["attention_bias"] = any(name.endswith("attn1.to_q.bias") for name in names)
+    config[SIZES] = any(".resolution_embedder." in name for name in names)
     config["norm_elementwise_affine"] = any(name.endswith(".norm1.weight") for name in names)
     if "D" in dims and dims.get("P") == 8 * dims["D"]:
         config["activation_fn"] = "geglu"
@@ -181,6 +195,7 @@ def _dims(config: Config) -> dict[str, int]:
     dims = {symbol: config[key] for symbol, key in simple.items() if key in config}
     if {"num_attention_heads", "attention_head_dim"} <= config.keys():
         dims["D"] = _width(config)
+        dims["S"] = dims["D"] // 3
         if "activation_fn" in config:  # geglu computes gate and value with one linear
             dims["P"] = dims["D"] * (8 if config["activation_fn"] == "geglu" else 4)
     if {"sample_size", "patch_size"} <= config.keys():
@@ -221,6 +236,7 @@ MODEL = Model(
         "video_length": "count",
         "temporal_interpolation_scale": "fraction",
         "per_axis_base_size": "flag",
+        SIZES: "flag",
     },
     ignored={
         "attention_mode": (),  # kernel choice
@@ -237,7 +253,6 @@ MODEL = Model(
         "num_vector_embeds": (None,),
         "use_rope": (False, None),
         "rope_scaling_type": (),  # of use_rope alone
-        "use_additional_conditions": (False, None),
         "patch_size_t": (1, None),
         "compress_kv_factor": (1, None),
         "downsampler": (None,),
@@ -261,6 +276,7 @@ MODEL = Model(
         "X": "cross_attention_dim",
         "E": "caption_channels",
         "D": "width (num_attention_heads * attention_head_dim)",
+        "S": "width of a size embedding (a third of the width)",
         "P": "MLP width (of activation_fn)",
         "T": "patches (of sample_size and patch_size)",
         "F": "video_length",
@@ -296,6 +312,11 @@ def _unscaled(config: Config) -> Config:
     return {SCALE: 1.0, "per_axis_base_size": False}
 
 
+def _of_diffusers(config: Config) -> Config:
+    """Its class builds no size embedders."""
+    return {**_unscaled(config), SIZES: False}
+
+
 def _every_fifth(config: Config) -> Config:
     """Open-Sora-Plan v1.0: positions are frame / max(video_length // 5, 1)."""
     length = config.get("video_length")
@@ -312,7 +333,7 @@ def _every_sixteenth(config: Config) -> Config:
 
 def describe(config: Config, class_name: str) -> dict:
     """config.json in diffusers' spelling; what diffusers does not know stands there only if it matters."""
-    plain = {SCALE: 1.0, "per_axis_base_size": False}
+    plain = {SCALE: 1.0, "per_axis_base_size": False, SIZES: False}
     known = {key: value for key, value in config.items() if key not in plain or value != plain[key]}
     return {"_class_name": class_name, **known}
 
@@ -329,7 +350,7 @@ def _describe_published(config: Config) -> dict:
 
 
 def _describe_ours(config: Config) -> dict:
-    if {key: config[key] for key in _unscaled(config)} == _unscaled(config):
+    if {key: config[key] for key in _of_diffusers(config)} == _of_diffusers(config):
         return _describe_diffusers(config)  # diffusers computes the same function
     return {"_class_name": "LatteT2V", **config}
 
@@ -341,7 +362,7 @@ LAYOUTS = (
         OUR_RULES,
         lambda shapes: _is_t2v(shapes) and Y_EMBEDDING not in shapes,
         evidence=f"transformer_blocks.*, no {Y_EMBEDDING}; positions 0, 1, 2 ...",
-        defaults=_unscaled,
+        defaults=_of_diffusers,
         describe=_describe_diffusers,
     ),
     Layout(
@@ -350,7 +371,7 @@ LAYOUTS = (
         WITH_Y,
         _with_y,
         evidence=f"{Y_EMBEDDING} and _class_name LatteTransformer3DModel in config.json; positions 0, 1, 2 ...",
-        defaults=_unscaled,
+        defaults=_of_diffusers,
         describe=_describe_diffusers,
     ),
     Layout(
@@ -388,7 +409,7 @@ LAYOUTS = (
         OUR_RULES,
         lambda shapes: False,
         evidence="never detected: the names are those of diffusers",
-        defaults=_unscaled,
+        defaults=_of_diffusers,
         describe=_describe_diffusers,
     ),
     Layout(

@@ -171,6 +171,18 @@ def _conv2d_im2col(x, weight, bias, stride, padding):
     return ops.BiasAdd()(y.reshape(N, out_channels, h, w), bias)
 
 
+def _conv2d_im2col_batch(x, weight, bias, stride, padding):
+    # All pictures at once: few launches where pictures are many and small, as in training on small frames. Memory is
+    # k * k times that of all pictures.
+    N, C, H, W = x.shape
+    out_channels, k = weight.shape[0], weight.shape[2]
+    h, w = (H + 2 * padding - k) // stride + 1, (W + 2 * padding - k) // stride + 1
+    columns = x if k == 1 and stride == 1 and padding == 0 else ops.unfold(x, k, stride=stride, padding=padding)
+    weights = ops.tile(weight.reshape(1, out_channels, C * k * k), (N, 1, 1))
+    y = ops.BatchMatMul()(weights, columns.reshape(N, C * k * k, h * w))
+    return ops.BiasAdd()(y.reshape(N, out_channels, h, w), bias)
+
+
 def _unfold(x, k, stride, padding, top, rows):
     """Windows of `rows` rows of the result from `top` on: x (1, C, H, W) -> (1, C * k * k, rows * w)."""
     C, H, W = x.shape[1:]
@@ -251,7 +263,7 @@ def _group_norm_native(x, weight, bias, num_groups, eps, num_frames):
 
 # The native forms have run on the CPU, small and in float32; not yet on the device.
 FORMULATIONS = {
-    "conv2d": {"im2col": _conv2d_im2col, "native": _conv2d_native},
+    "conv2d": {"im2col": _conv2d_im2col, "im2col_batch": _conv2d_im2col_batch, "native": _conv2d_native},
     "conv3d": {"stacked": _conv3d_stacked, "native": _conv3d_native},
     "group_norm": {"composed": _group_norm_composed, "native": _group_norm_native},
 }

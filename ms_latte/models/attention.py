@@ -21,7 +21,7 @@ from ms_latte.models.layers import (
 from ms_latte.models.precision import Precision
 
 ATTENTION_FORMS = ("math", "flash")
-_DROPPED = -10000.0  # bias of a dropped key: the value of the published masks
+MASKED = -10000.0  # bias of a dropped key, as in the originals; fits float16
 
 
 class DotProductAttention(nn.Cell):
@@ -51,7 +51,7 @@ class DotProductAttention(nn.Cell):
             if takes(q, bias):
                 return p.round(kernel(q, k, v, bias, self.scale))
         if bias is not None and bias.dtype == ms.bool_:  # MS: the composed form of a mask
-            bias = (1 - bias.astype(p.island_dtype)) * _DROPPED
+            bias = (1 - bias.astype(p.island_dtype)) * MASKED
         if bias is not None:
             bias = spread(bias, q.shape[0]).expand_dims(1)  # (G*A, 1, m)
             bias = ops.tile(
@@ -100,13 +100,13 @@ class Attention(nn.Cell):
 class MultiHeadAttention(nn.Cell):
     """Self- or cross-attention with separate projections, diffusers names (to_q, to_k, to_v, to_out.0).
 
-    hidden_states (tokens, D) with a layout, or (B, N, D). encoder_hidden_states (R, L, cross_attention_dim)
-    or None for self-attention. R text rows serve B samples: R = B (all frames of a sample share its text;
-    without a layout, one text per row) or R = B * (1 + I) (row 0 for the video frames, then one row for each
-    of the last I frames). attention_mask: bias added to the logits, float, (G, 1, m) or (G, m): one row per
-    attention group of a self-attention, per text row (R) or per frame (B*F) of a cross-attention. -> shape of
-    hidden_states. Keys and values are projected once per text row, not once per frame.
-    Raises ValueError for a number of text rows or bias rows that fits no case.
+    hidden_states (tokens, D) with a layout, or (B, N, D). encoder_hidden_states (R, L, cross_attention_dim),
+    what `project_text` made of it, or None for self-attention. R text rows serve B samples: R = B (all frames
+    of a sample share its text; without a layout, one text per row) or R = B * (1 + I) (row 0 for the video
+    frames, then one row for each of the last I frames). attention_mask: bias added to the logits, float,
+    (G, 1, m) or (G, m): one row per attention group of a self-attention, per text row (R) or per frame (B*F) of
+    a cross-attention. -> shape of hidden_states. Keys and values are projected once per text row, not once per
+    frame. Raises ValueError for a number of text rows or bias rows that fits no case.
     """
 
     def __init__(
@@ -130,6 +130,14 @@ class MultiHeadAttention(nn.Cell):
         )
         self.to_out = nn.CellList([Linear(inner_dim, query_dim, precision=precision)])
 
+    def project_text(self, encoder_hidden_states):
+        """Keys and values of a text: (R, L, cross_attention_dim) -> (2, R*A, L, d), keys first."""
+        R, L, _ = encoder_hidden_states.shape
+        text, layout = encoder_hidden_states.reshape(R * L, -1), TokenLayout(R, 1, L, "space")
+        k = split_heads(self.to_k(text), layout, self.heads)[0]
+        v = split_heads(self.to_v(text), layout, self.heads)[0]
+        return ops.cat([k, v], axis=0).reshape(2, R * self.heads, L, -1)
+
     def construct(self, hidden_states, encoder_hidden_states=None, attention_mask=None, layout=None):
         x, bias = hidden_states, attention_mask
         if layout is None:
@@ -141,10 +149,9 @@ class MultiHeadAttention(nn.Cell):
             k = split_heads(self.to_k(x), layout, self.heads)[0]  # (G*A, n, d)
             v = split_heads(self.to_v(x), layout, self.heads)[0]
         else:
-            R, L, _ = encoder_hidden_states.shape
-            text, text_layout = encoder_hidden_states.reshape(R * L, -1), TokenLayout(R, 1, L, "space")
-            k = split_heads(self.to_k(text), text_layout, self.heads)[0]  # (R*A, L, d)
-            v = split_heads(self.to_v(text), text_layout, self.heads)[0]
+            text = encoder_hidden_states
+            text = text if text.ndim == 4 else self.project_text(text)
+            k, v, R = text[0], text[1], text.shape[1] // self.heads  # (R*A, L, d) each
             if layout.batch == R and (bias is None or bias.shape[0] == R):
                 layout = TokenLayout(layout.batch, layout.frames, layout.tokens, "sample")
             else:
@@ -183,3 +190,44 @@ def text_per_frame(x, layout, rows):
     x = x.reshape((B, S, shape[0] // rows) + shape[1:])  # (B, S, k, ...)
     x = ops.cat([ops.tile(x[:, :1], (1, video) + (1,) * (x.ndim - 2)), x[:, 1:]], axis=1)  # (B, F, k, ...)
     return x.reshape((-1,) + shape[1:])
+
+
+def text_rows(encoder_hidden_states, layout, use_image_num):
+    """Text as rows: (B, L, C) -> (B, L, C), or with images (B, 1+I, L, C) -> (B*(1+I), L, C).
+
+    (B, L, C) with images gives every frame and image the same text. Raises ValueError for another shape.
+    """
+    shape, B, S = tuple(encoder_hidden_states.shape), layout.batch, 1 + use_image_num
+    if len(shape) == 3 and shape[0] == B:
+        return encoder_hidden_states
+    if len(shape) == 4 and shape[:2] == (B, S):
+        return encoder_hidden_states.reshape((B * S,) + shape[2:])
+    raise ValueError(
+        f"encoder_hidden_states {shape} for {B} samples and {use_image_num} images; "
+        f"expected ({B}, L, C) or ({B}, {S}, L, C)"
+    )
+
+
+def text_bias(mask, bias, layout, use_image_num, precision):
+    """The one place where a text mask becomes a bias: (rows, L) in the island type, or None.
+
+    mask 1 keep / 0 drop, (B, L) or (B, 1+I, L); bias ready-made, (B, 1, L) or (B*(F+I), 1, L), first axis
+    free of the middle one too. Raises ValueError for both at once or for other shapes.
+    """
+    if mask is None and bias is None:
+        return None
+    B, frames, S = layout.batch, layout.frames, 1 + use_image_num
+    if mask is not None and bias is not None:
+        raise ValueError("encoder_attention_mask and encoder_attention_bias exclude each other")
+    if mask is not None:
+        shape = tuple(mask.shape)
+        if shape[:-1] not in ((B,), (B, S)):
+            raise ValueError(
+                f"encoder_attention_mask {shape}; expected ({B}, L) or ({B}, {S}, L) of 1 keep / 0 drop; "
+                "a ready-made bias goes into encoder_attention_bias"
+            )
+        return (1 - mask.astype(precision.island_dtype).reshape(-1, shape[-1])) * MASKED
+    shape = tuple(bias.shape)
+    if len(shape) != 3 or shape[1] != 1 or shape[0] not in (B, B * frames):
+        raise ValueError(f"encoder_attention_bias {shape}; expected ({B}, 1, L) or ({B * frames}, 1, L)")
+    return bias.astype(precision.island_dtype).reshape(shape[0], shape[-1])

@@ -2,8 +2,7 @@
 """Transformer blocks and the final layer.
 
 Sources: Vchitect/Latte `models/latte.py` TransformerBlock and FinalLayer (adaLN-Zero); diffusers
-`models/attention.py` BasicTransformerBlock with norm_type "ada_norm_single" and
-`models/transformers/latte_transformer_3d.py`.
+`models/attention.py` BasicTransformerBlock and `models/transformers/latte_transformer_3d.py`.
 """
 
 import mindspore as ms
@@ -24,7 +23,10 @@ from ms_latte.models.layers import (
     split_frames,
 )
 from ms_latte.models.mlp import FeedForward, Mlp
+from ms_latte.models.norms import AdaLayerNorm, AdaLayerNormZero, table_modulation
 from ms_latte.models.precision import Precision
+
+NORM_TYPES = ("ada_norm_single", "layer_norm", "ada_norm", "ada_norm_zero")
 
 
 class TransformerBlock(nn.Cell):
@@ -78,14 +80,20 @@ class FinalLayer(nn.Cell):
 
 
 class BasicTransformerBlock(nn.Cell):
-    """adaLN-single block of LatteT2V: self-attention, cross-attention if cross_attention_dim is given,
-    feed-forward.
+    """Block of LatteT2V: self-attention, cross-attention if cross_attention_dim is given, feed-forward.
 
-    hidden_states (tokens, D) with a layout, or (B, N, D); timestep (R, 6 * D): the shared modulation, one row
-    per sample or per frame, to which the block adds its own table; encoder_hidden_states (R', L,
-    cross_attention_dim); attention_mask and encoder_attention_mask: biases as `MultiHeadAttention` takes them
-    -> shape of hidden_states. Cross-attention has no norm before it and no gate after it (PixArt-alpha).
-    Raises ValueError for what is not built yet (norm types other than "ada_norm_single", dropout, "geglu").
+    norm_type tells what the timestep modulates and how:
+      "ada_norm_single"  shift, scale and gate of self-attention and feed-forward: timestep (R, 6 * D), the modulation
+        that all blocks share and to which each adds its own table. Cross-attention has no norm before it and no
+        gate (PixArt-alpha). All released weights.
+      "layer_norm"  nothing.
+      "ada_norm"  the norms before both attentions (`AdaLayerNorm`): timestep (R,), num_embeds_ada_norm of them.
+      "ada_norm_zero"  as the first, by timestep (R,) and class_labels (R,), num_embeds_ada_norm classes
+        (`AdaLayerNormZero`); a plain norm before cross-attention.
+    R: one row per sample or per frame. hidden_states (tokens, D) with a layout, or (B, N, D); encoder_hidden_states
+    (R', L, cross_attention_dim); attention_mask and encoder_attention_mask: biases as `MultiHeadAttention` takes
+    them -> shape of hidden_states.
+    Raises ValueError for another norm_type, for one without what it needs, and for what is not built (dropout).
     """
 
     def __init__(
@@ -101,14 +109,15 @@ class BasicTransformerBlock(nn.Cell):
         norm_elementwise_affine=True,
         norm_eps=1e-5,
         enable_flash_attention=False,
+        num_embeds_ada_norm=None,
         precision=Precision(),
     ):
         super().__init__()
-        if norm_type != "ada_norm_single":
-            raise ValueError(
-                f"norm_type {norm_type!r} is not built yet; all released weights use 'ada_norm_single'"
-            )
-        self.inner_dim, self.precision = inner_dim, precision
+        if norm_type not in NORM_TYPES:
+            raise ValueError(f"norm_type is {norm_type!r}; expected one of {', '.join(NORM_TYPES)}")
+        if norm_type in ("ada_norm", "ada_norm_zero") and num_embeds_ada_norm is None:
+            raise ValueError(f"norm_type {norm_type!r} needs num_embeds_ada_norm, the size of its embedding")
+        self.inner_dim, self.norm_type, self.precision = inner_dim, norm_type, precision
         heads = dict(
             heads=num_attention_heads,
             dim_head=attention_head_dim,
@@ -116,14 +125,27 @@ class BasicTransformerBlock(nn.Cell):
             enable_flash_attention=enable_flash_attention,
             precision=precision,
         )
-        self.norm1 = LayerNorm(inner_dim, norm_eps, norm_elementwise_affine, precision=precision)
+        norm = (inner_dim, norm_eps, norm_elementwise_affine, precision)
+        if norm_type == "ada_norm":
+            self.norm1 = AdaLayerNorm(inner_dim, num_embeds_ada_norm, precision=precision)
+        elif norm_type == "ada_norm_zero":
+            self.norm1 = AdaLayerNormZero(inner_dim, num_embeds_ada_norm, precision=precision)
+        else:
+            self.norm1 = LayerNorm(*norm)
         self.attn1 = MultiHeadAttention(inner_dim, **heads)
-        self.attn2 = None
+        self.attn2 = self.norm2 = self.norm3 = None
         if cross_attention_dim is not None:
             self.attn2 = MultiHeadAttention(inner_dim, cross_attention_dim, **heads)
-        self.norm2 = LayerNorm(inner_dim, norm_eps, norm_elementwise_affine, precision=precision)
+            if norm_type == "ada_norm":
+                self.norm2 = AdaLayerNorm(inner_dim, num_embeds_ada_norm, precision=precision)
+            elif norm_type != "ada_norm_single":
+                self.norm2 = LayerNorm(*norm)
+        if norm_type == "ada_norm_single":
+            self.norm2 = LayerNorm(*norm)  # before the feed-forward: the published name
+            self.scale_shift_table = ms.Parameter(initializer("zeros", (6, inner_dim), precision.dtype))
+        else:
+            self.norm3 = LayerNorm(*norm)
         self.ff = FeedForward(inner_dim, dropout=dropout, activation_fn=activation_fn, precision=precision)
-        self.scale_shift_table = ms.Parameter(initializer("zeros", (6, inner_dim), precision.dtype))
 
     def construct(
         self,
@@ -133,31 +155,45 @@ class BasicTransformerBlock(nn.Cell):
         encoder_attention_mask=None,
         timestep=None,
         layout=None,
+        class_labels=None,
     ):
-        p, x = self.precision, hidden_states
-        if timestep is None:
-            raise ValueError("timestep is required: (R, 6 * D) from AdaLayerNormSingle")
+        p, x, single = self.precision, hidden_states, self.norm_type == "ada_norm_single"
+        if timestep is None and self.norm_type != "layer_norm":
+            raise ValueError(
+                "timestep is required: (R, 6 * D) from AdaLayerNormSingle, (R,) for other norm types"
+            )
+        if class_labels is None and self.norm_type == "ada_norm_zero":
+            raise ValueError("norm_type 'ada_norm_zero' needs class_labels (R,)")
         if layout is None:
             shape = x.shape
             layout, x = _rows_layout(shape), x.reshape(-1, shape[-1])
-            x = self.construct(
-                x, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, layout
-            )
-            return x.reshape(shape)
-        modulation = table_modulation(self.scale_shift_table, timestep, p)
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation  # (R, D) each
-        h = self.attn1(
-            modulate(self.norm1(x), shift_msa, scale_msa, p), attention_mask=attention_mask, layout=layout
-        )
-        x = residual(x, h, p, gate_msa)
+            text = (encoder_hidden_states, encoder_attention_mask)
+            return self.construct(x, attention_mask, *text, timestep, layout, class_labels).reshape(shape)
+        gate_msa, shift_mlp, scale_mlp, gate_mlp = None, None, None, None
+        if single:
+            modulation = table_modulation(self.scale_shift_table, timestep, p)
+            shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation  # (R, D) each
+            h = modulate(self.norm1(x), shift_msa, scale_msa, p)
+        elif self.norm_type == "ada_norm_zero":
+            h, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.norm1(x, timestep, class_labels)
+        else:
+            h = self.norm1(x, timestep) if self.norm_type == "ada_norm" else self.norm1(x)
+        x = residual(x, self.attn1(h, attention_mask=attention_mask, layout=layout), p, gate_msa)
         if self.attn2 is not None:
-            x = residual(x, self.attn2(x, encoder_hidden_states, encoder_attention_mask, layout=layout), p)
-        h = self.ff(modulate(self.norm2(x), shift_mlp, scale_mlp, p))
-        return residual(x, h, p, gate_mlp)
+            h = x
+            if self.norm_type == "ada_norm":
+                h = self.norm2(x, timestep)
+            elif not single:
+                h = self.norm2(x)
+            x = residual(x, self.attn2(h, encoder_hidden_states, encoder_attention_mask, layout=layout), p)
+        h = self.norm2(x) if single else self.norm3(x)
+        if gate_mlp is not None:
+            h = modulate(h, shift_mlp, scale_mlp, p)
+        return residual(x, self.ff(h), p, gate_mlp)
 
 
 class TemporalTransformerBlock(BasicTransformerBlock):
-    """adaLN-single block without cross-attention, used over time (`BasicTransformerBlock_` of the MindSpore
+    """Block without cross-attention, used over time (`BasicTransformerBlock_` of the MindSpore
     tutorial)."""
 
     def __init__(
@@ -172,6 +208,7 @@ class TemporalTransformerBlock(BasicTransformerBlock):
         norm_elementwise_affine=True,
         norm_eps=1e-5,
         enable_flash_attention=False,
+        num_embeds_ada_norm=None,
         precision=Precision(),
     ):
         super().__init__(
@@ -186,6 +223,7 @@ class TemporalTransformerBlock(BasicTransformerBlock):
             norm_elementwise_affine,
             norm_eps,
             enable_flash_attention,
+            num_embeds_ada_norm,
             precision=precision,
         )
 
@@ -216,6 +254,7 @@ class LatteT2VBlock(nn.Cell):
         layout=None,
         use_image_num=0,
         enable_temporal_attentions=True,
+        class_labels=None,
     ):
         return latte_t2v_block(
             self.spatial_block,
@@ -228,6 +267,7 @@ class LatteT2VBlock(nn.Cell):
             layout,
             use_image_num,
             enable_temporal_attentions,
+            class_labels,
         )
 
 
@@ -242,11 +282,13 @@ def latte_t2v_block(
     layout,
     use_image_num=0,
     enable_temporal_attentions=True,
+    class_labels=None,
 ):
     """Attend over space, then the video frames over time.
 
-    hidden_states (B * (F+I) * T, D), layout TokenLayout(B, F+I, T), timestep (B, 6*D), temp_pos_embed (F, D)
-    or None: added to the video frames before the temporal block if F > 1 -> (B * (F+I) * T, D).
+    hidden_states (B * (F+I) * T, D), layout TokenLayout(B, F+I, T), timestep (B, 6*D), or as the norm type of the
+    blocks wants it, and class_labels (B,) likewise, temp_pos_embed (F, D) or None: added to the video frames before
+    the temporal block if F > 1 -> (B * (F+I) * T, D).
     The number of images decides, never the training flag: training, evaluation and recompute agree.
     """
     x = spatial_block(
@@ -255,6 +297,7 @@ def latte_t2v_block(
         encoder_attention_mask=encoder_attention_mask,
         timestep=timestep,
         layout=layout,
+        class_labels=class_labels,
     )
     if not enable_temporal_attentions:
         return x
@@ -263,16 +306,8 @@ def latte_t2v_block(
     video, images = (x, None) if use_image_num == 0 else split_frames(x, layout, frames)
     if temp_pos_embed is not None and frames > 1:
         video = add(video, place(temp_pos_embed, time), temp_block.precision)
-    video = temp_block(video, timestep=timestep, layout=time)
+    video = temp_block(video, timestep=timestep, layout=time, class_labels=class_labels)
     return video if images is None else join_frames(video, images, layout)
-
-
-def table_modulation(table, timestep, precision):
-    """Learned table plus shared modulation: table (k, D), timestep (R, k * D) -> k tensors (R, D) in the
-    island type."""
-    k, D = table.shape
-    modulation = precision.up(table).reshape(1, k * D) + precision.up(timestep)  # (R, k*D)
-    return precision.step(modulation).chunk(k, axis=1)
 
 
 def _rows_layout(shape):

@@ -38,9 +38,9 @@ def sincos_2d(embed_dim, height, width, base_size, interpolation_scale, double):
 
 
 @ops.constexpr
-def frequencies(dim, double):
+def frequencies(dim, double, downscale_freq_shift=0):
     """`timestep_frequencies` as a tensor, (dim // 2,)."""
-    return _frequencies(dim, double)
+    return _frequencies(dim, double, downscale_freq_shift)
 
 
 @lru_cache(maxsize=16)
@@ -56,8 +56,9 @@ def _sincos_2d(embed_dim, height, width, base_size, interpolation_scale, double)
 
 
 @lru_cache(maxsize=4)
-def _frequencies(dim, double):
-    return _tensor(timestep_frequencies(dim, double=double), double)
+def _frequencies(dim, double, downscale_freq_shift):
+    table = timestep_frequencies(dim, double=double, downscale_freq_shift=downscale_freq_shift)
+    return _tensor(table, double)
 
 
 def _tensor(table, double):

@@ -23,15 +23,15 @@ from ms_latte.models.layers import (
 from ms_latte.models.precision import Precision
 
 
-def timestep_embedding(timesteps, dim, precision=Precision()):
+def timestep_embedding(timesteps, dim, precision=Precision(), downscale_freq_shift=0):
     """Sinusoid of the timesteps: (B,) integers or floats -> (B, dim), [cos | sin], one zero appended if dim
     is odd.
 
     Angles, cosine and sine are float32 (float64 under the fp64 policy); the result is rounded once. Source:
-    OpenAI GLIDE `timestep_embedding`; equal to diffusers `get_timestep_embedding(flip_sin_to_cos=True,
-    downscale_freq_shift=0)`.
+    OpenAI GLIDE `timestep_embedding`; equal to diffusers `get_timestep_embedding(flip_sin_to_cos=True)` with the
+    same downscale_freq_shift.
     """
-    omega = frequencies(dim, precision.compute == "fp64")  # (dim//2,)
+    omega = frequencies(dim, precision.compute == "fp64", downscale_freq_shift)  # (dim//2,)
     angles = ops.cast(timesteps, precision.table_dtype).expand_dims(1) * omega.expand_dims(0)  # (B, dim//2)
     x = ops.cat([ops.cos(angles), ops.sin(angles)], axis=1)
     if dim % 2:
@@ -161,27 +161,71 @@ class TimestepEmbedding(nn.Cell):
 
 
 class CombinedTimestepSizeEmbeddings(nn.Cell):
-    """Timestep (B,) -> (B, embedding_dim). Size conditions (`use_additional_conditions`) are not built yet:
-    refused.
+    """Timestep, and with `use_additional_conditions` the size of the frames: (B,) -> (B, embedding_dim).
 
-    resolution, aspect_ratio, batch_size and hidden_dtype keep the call of the originals; the first two must
-    be None and the result is always in the type of `precision`.
+    resolution (R, 2), height and width in pixels, and aspect_ratio (R, 1), height over width, integers or floats:
+    R rows serve B samples, repeated as a whole, as guidance stacks its halves. size_emb_dim: a third of
+    embedding_dim. batch_size and hidden_dtype keep the call of the originals: the timesteps tell the first, the
+    result is always in the type of `precision`. Raises ValueError for conditions without embedders, embedders
+    without conditions, and widths or rows that do not fit.
     """
 
     def __init__(self, embedding_dim, size_emb_dim, use_additional_conditions=False, precision=Precision()):
         super().__init__()
-        if use_additional_conditions:
+        if use_additional_conditions and 3 * size_emb_dim != embedding_dim:
             raise ValueError(
-                "use_additional_conditions=True (resolution and aspect-ratio embedders) is not built yet; "
-                "no released Latte weights carry them: use False"
+                f"size_emb_dim {size_emb_dim} must be a third of embedding_dim {embedding_dim}: height, width and "
+                "aspect ratio fill it side by side"
             )
-        self.precision = precision
+        self.use_additional_conditions, self.precision = use_additional_conditions, precision
         self.timestep_embedder = TimestepEmbedding(256, embedding_dim, precision=precision)
+        if use_additional_conditions:
+            self.resolution_embedder = TimestepEmbedding(256, size_emb_dim, precision=precision)
+            self.aspect_ratio_embedder = TimestepEmbedding(256, size_emb_dim, precision=precision)
 
     def construct(self, timestep, resolution=None, aspect_ratio=None, batch_size=None, hidden_dtype=None):
-        if resolution is not None or aspect_ratio is not None:
-            raise ValueError("resolution and aspect_ratio were given, but use_additional_conditions is False")
-        return self.timestep_embedder(timestep_embedding(timestep, 256, self.precision))
+        embedded = self.timestep_embedder(timestep_embedding(timestep, 256, self.precision))
+        if not self.use_additional_conditions:
+            if resolution is not None or aspect_ratio is not None:
+                raise ValueError(
+                    "resolution and aspect_ratio were given, but use_additional_conditions is False"
+                )
+            return embedded
+        if resolution is None or aspect_ratio is None:
+            raise ValueError(
+                "use_additional_conditions needs added_cond_kwargs with resolution (B, 2) and aspect_ratio (B, 1)"
+            )
+        B = timestep.shape[0]
+        of_resolution = self._sizes(self.resolution_embedder, resolution, 2, B)  # (B, 2*size_emb_dim)
+        of_ratio = self._sizes(self.aspect_ratio_embedder, aspect_ratio, 1, B)  # (B, size_emb_dim)
+        return add(embedded, ops.cat([of_resolution, of_ratio], axis=1), self.precision)
+
+    def _sizes(self, embedder, size, count, B):
+        R = size.shape[0]
+        if size.ndim != 2 or size.shape[1] != count or B % R:
+            raise ValueError(
+                f"size conditions of shape {tuple(size.shape)} for {B} samples; expected resolution ({B}, 2) and "
+                f"aspect_ratio ({B}, 1), or fewer rows that divide {B}"
+            )
+        embedded = embedder(timestep_embedding(size.reshape(-1), 256, self.precision)).reshape(R, -1)
+        return ops.tile(embedded, (B // R, 1))
+
+
+class CombinedTimestepLabelEmbeddings(nn.Cell):
+    """Timestep plus class: timestep (B,), class_labels (B,) -> (B, embedding_dim); num_classes is the null label."""
+
+    def __init__(self, num_classes, embedding_dim, class_dropout_prob=0.1, precision=Precision()):
+        super().__init__()
+        self.precision = precision
+        self.timestep_embedder = TimestepEmbedding(256, embedding_dim, precision=precision)
+        self.class_embedder = LabelEmbedder(
+            num_classes, embedding_dim, class_dropout_prob, precision=precision
+        )
+
+    def construct(self, timestep, class_labels):
+        # QUIRK(label_sinusoid): diffusers stretches the frequencies of this sinusoid by 128/127, of no other.
+        sinusoid = timestep_embedding(timestep, 256, self.precision, downscale_freq_shift=1)
+        return add(self.timestep_embedder(sinusoid), self.class_embedder(class_labels), self.precision)
 
 
 class AdaLayerNormSingle(nn.Cell):

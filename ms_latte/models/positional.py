@@ -38,17 +38,17 @@ def get_2d_sincos_pos_embed(embed_dim, grid_size, base_size=None, interpolation_
     return np.concatenate([_sincos(embed_dim // 2, columns), _sincos(embed_dim // 2, rows)], axis=1)
 
 
-def timestep_frequencies(dim, max_period=10000.0, double=False):
-    """Angular frequencies of the timestep sinusoid: exp(-ln(max_period) * i / (dim // 2)).
+def timestep_frequencies(dim, max_period=10000.0, double=False, downscale_freq_shift=0):
+    """Angular frequencies of the timestep sinusoid: exp(-ln(max_period) * i / (dim // 2 - downscale_freq_shift)).
 
     Returns (dim // 2,). double=False gives float32 in the originals' order (the exponent is rounded to
     float32 first), so that angles agree with theirs to the last bit or two even at t = 999; double=True gives
     float64.
     """
-    half = dim // 2
+    half, span = dim // 2, dim // 2 - downscale_freq_shift
     if double:
-        return np.exp(-math.log(max_period) * np.arange(half, dtype=np.float64) / half)
-    exponent = -np.float32(math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+        return np.exp(-math.log(max_period) * np.arange(half, dtype=np.float64) / span)
+    exponent = -np.float32(math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(span)
     return np.exp(exponent.astype(np.float64)).astype(np.float32)
 
 

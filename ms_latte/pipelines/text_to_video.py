@@ -66,7 +66,7 @@ class TextToVideoPipeline:
         def some(rows):
             negative = None if negative_text is None else negative_text[rows]
             words, kept = guided_batch(apply_mask(text[rows], mask[rows], negative, mask_feature))
-            predict = self._predict(words, kept, guidance_scale, enable_temporal_attentions)
+            predict = self._predict(words, kept, guidance_scale, enable_temporal_attentions, size)
             start = None if noise is None else noise[rows]
             return denoise(predict, self.sampler, Noise(seeds[rows], shape), start, TO_MODEL, on_step)
 
@@ -76,24 +76,39 @@ class TextToVideoPipeline:
         """Frames, uint8 (N, F, H, W, 3), of latents (N, F, C, h, w)."""
         return decode(self.vae, latents, scaling_factor, chunk)
 
-    def _predict(self, text, mask, scale, enable_temporal_attentions):
-        """The model on one text batch, which goes to the device once."""
-        text = ms.Tensor(np.ascontiguousarray(text, np.float32))
-        named = dict(
-            encoder_attention_mask=None
-            if mask is None
-            else ms.Tensor(np.ascontiguousarray(mask, np.float32)),
-            enable_temporal_attentions=enable_temporal_attentions,
-        )
+    def _predict(self, text, mask, scale, enable_temporal_attentions, size):
+        """The model on one text batch, whose keys and values are computed here, once for all steps."""
+        prepared = self._prepare(text, mask)
+        named = dict(enable_temporal_attentions=enable_temporal_attentions)
+        if self.model.use_additional_conditions:
+            named["added_cond_kwargs"] = size_conditions(size)
 
         def plain(x, t):
-            return self.model(x, t, text, **named)
+            return self.model(x, t, prepared, **named)
 
         def guided(x, t):
-            output = self.model(ops.cat([x, x], axis=0), ops.cat([t, t], axis=0), text, **named)
+            output = self.model(ops.cat([x, x], axis=0), ops.cat([t, t], axis=0), prepared, **named)
             return guide(output, scale, None, 1, "uncond_first")
 
         return plain if scale == 1.0 else guided
+
+    def _prepare(self, text, mask):
+        prepare = self.model.prepare_text
+        if ms.get_context("mode") == ms.GRAPH_MODE:  # one graph instead of one for every layer it calls
+            prepare = ms.jit(prepare)
+        text = ms.Tensor(np.ascontiguousarray(text, np.float32))
+        mask = None if mask is None else ms.Tensor(np.ascontiguousarray(mask, np.float32))
+        return ms.mutable(prepare(text, mask))  # an argument of compiled steps, not a constant of them
+
+
+def size_conditions(latent_size):
+    """What a model with `use_additional_conditions` is told of latents (h, w): height and width of the frames, eight
+    times theirs, and height over width; one row for all samples, as diffusers' `PixArtAlphaPipeline` fills it."""
+    h, w = latent_size
+    return {
+        "resolution": ms.Tensor([[8.0 * h, 8.0 * w]], ms.float32),
+        "aspect_ratio": ms.Tensor([[h / w]], ms.float32),
+    }
 
 
 def guided_batch(features):

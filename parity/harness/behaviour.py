@@ -59,7 +59,7 @@ def run_gradients(session: Session, case: Case, dtype: str, form: str = "", muta
             blocks = sum(name.endswith(("attn.qkv.weight", "attn1.to_q.weight")) for name in ours)
             result.taps = judge(ours, theirs, exact, dtype, form, blocks)
     except WorkerError as error:
-        _crashed(session, workers, result, error)
+        crashed(session, workers, result, error)
     result.seconds = time.perf_counter() - began
     return result
 
@@ -147,7 +147,7 @@ def run_drift(
         if same:
             result.taps = judge_drift(ours, theirs, exact, twin, dtype)
     except WorkerError as error:
-        _crashed(session, workers, result, error)
+        crashed(session, workers, result, error)
     result.seconds = time.perf_counter() - began
     return result
 
@@ -221,7 +221,7 @@ def run_graph(session: Session, case: Case, dtype: str, form: str = "", mutant: 
             judge_graph(*(list(map(fetch, item)) for item in (ours, eager, theirs, exact)), dtype, form)
         ]
     except WorkerError as error:
-        _crashed(session, (truth, control, port, graph), result, error)
+        crashed(session, (truth, control, port, graph), result, error)
     result.seconds = time.perf_counter() - began
     return result
 
@@ -250,7 +250,7 @@ def judge_graph(ours: list, eager: list, theirs: list, exact: list, dtype: str, 
     return tap
 
 
-def _crashed(session, workers, result, error):
+def crashed(session, workers, result, error):
     """Absent is failed; whatever failed may have poisoned its process."""
     for worker in dict.fromkeys(workers):
         session.pool.drop(worker)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 SIZES = ("tiny", "thin", "full")
-FOLDERS = ("models", "diffusion", "encoders")
+FOLDERS = ("models", "diffusion", "encoders", "training")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Case:
     islands: policy of `Precision`. dtypes: where the case makes sense, () for everywhere. taps: "all", or "stages"
     (depth-one modules only, streamed: for nets of full size). weights: path of a checkpoint instead of seeded
     numbers. parts: constructor arguments that are themselves built, name -> (target, init). probe: the constant or
-    convention that the inputs amplify (gate G3 instead of G2), "" for ordinary inputs.
+    convention that the inputs amplify (gate G3 instead of G2), "" for ordinary inputs. steps: arguments of
+    `training.rehearse`: the part "model" is trained on batches drawn like `inputs` (gate G5 instead of G2).
     """
 
     target: str
@@ -43,6 +44,7 @@ class Case:
     weights: str = ""
     parts: dict[str, tuple] = field(default_factory=dict)
     probe: str = ""
+    steps: dict[str, Any] = field(default_factory=dict)
     file: str = ""
 
     @property

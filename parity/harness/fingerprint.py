@@ -464,6 +464,33 @@ def control_policy(found: Fingerprint, dtype: str = "fp32") -> Policy:
     return Policy(f"{matmul.lower()} matmul, {conv.lower()} conv", matmul, conv, "fp32", flush, reason)
 
 
+@dataclass(frozen=True)
+class Control:
+    """The control of one tested type, as it follows from a fingerprint.
+
+    kind: "plain", "rounded" (inputs of float32 products are), or "strict" (no control computes like the device).
+    products: unit -> format other than float32, what the control's worker is told. reason: for the header.
+    """
+
+    kind: str
+    products: dict[str, str]
+    reason: str
+
+
+def choose_control(found: Fingerprint, dtype: str) -> Control:
+    """How torch has to multiply to be the same-precision reference of a device. found: facts of fp32 and of `dtype`.
+
+    Half precision has float32 products as well, in its islands; they are taken as the device takes them. A device that
+    no control reproduces is judged by plain torch: that may ask more of it than it can give, never less.
+    """
+    wide, own = control_policy(found), control_policy(found, dtype)
+    for policy in (own, wide):
+        if policy.name == "none":
+            return Control("strict", {}, policy.reason)
+    products = {unit: name for unit, name in (("matmul", wide.matmul), ("conv", wide.conv)) if name != "fp32"}
+    return Control("rounded" if products else "plain", products, wide.reason if products else own.reason)
+
+
 # --- comparison with a stored fingerprint
 
 

@@ -10,11 +10,13 @@ The numbers stand in LIMITS, SEMANTIC and `end_limit`; messages are built from t
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from parity.harness.emulate import on_grid, to_grid
+from parity.harness.trace import is_stage
 
 CHUNK = 1 << 20
 PER_DECADE = 4  # bins of a histogram
@@ -51,6 +53,11 @@ LIMITS = {
     "fp16": Limits(2.0**-11, 2, 1.25, 2 * 2.0**-11, 2.0**-11 / 4, 5, 2, 1e-2),
     "bf16": Limits(2.0**-8, 2, 1.25, 2 * 2.0**-8, 2.0**-8 / 4, 5, 2, 6e-2),
 }
+
+# The control itself may be this far off where it takes the inputs of its float32 products in a narrower format, as the
+# device under test does: on the nets HF32 measures up to 3.3e-4, TF32 8.2e-4. All other limits are ratios to
+# that control, or belong to operations without products.
+PRODUCT_CAPS = {"HF32": 2e-3, "TF32": 4e-3, "fp16": LIMITS["fp16"].cap, "bf16": LIMITS["bf16"].cap}
 
 # G1: a composed LayerNorm is float64 throughout (measured 2e-15 to 6e-13 on whole nets), MindSpore's native LayerNorm
 # kernel computes in float32 inside (measured 4e-8 an operation, 8e-8 a net); the smallest catalogued bug
@@ -329,14 +336,16 @@ def end_limit(m: Metrics, dtype: str, blocks: int, median_local: float) -> float
     return max(limits.end * m.e_r, walk)
 
 
-def mark(taps: list[TapResult], dtype: str, blocks: int, exact: float | None = None) -> None:
+def mark(
+    taps: list[TapResult], dtype: str, blocks: int, exact: float | None = None, products: Iterable[str] = ()
+) -> None:
     """Set the verdicts of a trace in order of execution; the net itself ("") comes last.
 
     A tap whose local error fails is a culprit. A tap whose propagated error fails while its local error is fine has
     inherited it, if there is a culprit before it or inside it. Otherwise the fault lies between the taps: the
     module that encloses the first such tap is marked FAIL glue (wrong wiring, position, mask or order), or
     the net FAIL end.
-    exact: the limit of G1; None applies G2.
+    exact: the limit of G1; None applies G2. products: formats other than float32 in which the control multiplies.
     """
     local_errors = [
         tap.local.e_r for tap in taps if tap.local and tap.level != "op" and tap.local.e_r == tap.local.e_r
@@ -355,7 +364,7 @@ def mark(taps: list[TapResult], dtype: str, blocks: int, exact: float | None = N
             if tap.level == "net":  # a whole net has no local error: its end is judged below
                 judged = ("ok", "", tap.prop.ratio(LIMITS[dtype].floor), LIMITS[dtype].end)
             tap.verdict, tap.reason, tap.required, tap.allowed = judged
-            cap = LIMITS[dtype].cap
+            cap = max([LIMITS[dtype].cap, *(PRODUCT_CAPS[name] for name in products)])
             if not tap.failed and tap.local.e_r > cap:
                 tap.verdict, tap.reason = (
                     "FAIL contract",
@@ -375,12 +384,6 @@ def mark(taps: list[TapResult], dtype: str, blocks: int, exact: float | None = N
     _attribute(taps, bad_ends)
 
 
-def is_stage(tap: str) -> bool:
-    """Whether a tap is a stage of the net: a direct child, or a member of a list that is one."""
-    parts = tap.rpartition("#")[0].split(".")
-    return bool(parts[0]) and (len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit()))
-
-
 def predict(taps: list[TapResult]) -> None:
     """Set `predicted` on the blocks of a residual stream: the error that they should have by what is known before.
 
@@ -391,7 +394,9 @@ def predict(taps: list[TapResult]) -> None:
     with a wrong GELU, whose errors point the same way in every block, up to 1.19. Without x: up to 8 in fp32.
     x is taken from the control's own run, so on a correct port the agreement is in part by construction.
     """
-    stream = [tap for tap in taps if is_stage(tap.tap) and tap.prop is not None and tap.prop.norm]
+    stream = [
+        tap for tap in taps if is_stage(tap.tap.rpartition("#")[0]) and tap.prop is not None and tap.prop.norm
+    ]
     blocks = [tap for tap in stream if "block" in tap.tap]
     if not blocks:
         return

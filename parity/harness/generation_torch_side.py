@@ -55,8 +55,9 @@ class Reference:
     def sample(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Latents (F, C, h, w) and frames, uint8 (F, H, W, 3), of one row of samples.jsonl."""
         config = self.config
-        height, width = config["image_size"]
-        shape = (config["num_frames"], self.net.in_channels, height // 8, width // 8)
+        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)  # pixels per latent and side
+        height, width = (side // factor for side in config["image_size"])
+        shape = (config["num_frames"], self.net.in_channels, height, width)
         rng = np.random.default_rng(row["seed"])
 
         def draw():

@@ -89,5 +89,8 @@ def realize(inputs: dict[str, Any], seed: int) -> dict[str, Any]:
     drawn = {}
     for name, value in inputs.items():
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        drawn[name] = value.draw(rng) if isinstance(value, Input) else value
+        if isinstance(value, dict):
+            drawn[name] = realize(value, seed)
+        else:
+            drawn[name] = value.draw(rng) if isinstance(value, Input) else value
     return drawn

@@ -49,9 +49,9 @@ class MindSporeSide(Side):
                 read[f"effective float32 {words}"] = found.effective(unit)
         return read
 
-    def fingerprint(self) -> Any:
-        """Facts of the probes in this worker's dtype, in native tensors of that type."""
-        return fingerprint.read(self._answer, (self.dtype,))
+    def fingerprint(self, dtypes: tuple[str, ...] = ()) -> Any:
+        """Facts of the probes in native tensors of some types, in that of this worker unless others are named."""
+        return fingerprint.read(self._answer, dtypes or (self.dtype,))
 
     def compile(self) -> bool:
         """Graph mode for the rest of this process, which cannot leave it cleanly. Returns what is read back."""
@@ -176,6 +176,9 @@ class MindSporeSide(Side):
         from ms_latte.checkpoint import load_arrays  # the product's own strict loader is what is judged
 
         load_arrays(self.root, tensors, self.policy)
+
+    def set_value(self, tensor, array):
+        tensor.set_data(self.ms.Tensor(array, tensor.dtype))
 
     def after_load(self):
         if self.mutant:

@@ -90,10 +90,19 @@ class OtherSide:
     pairing: Pairing | None = None
     port = False  # whether this side is renamed
 
-    def build(self, case: Other, rounding: str = "", form: str = "", mutant: str = "", lazy: bool = False):
+    def build(
+        self,
+        case: Other,
+        rounding: str = "",
+        form: str = "",
+        mutant: str = "",
+        lazy: bool = False,
+        products: dict[str, str] | None = None,
+    ):
         """Build one side of a case in the worker's dtype. Returns name -> shape, in the reference's names and
         shapes once the case has a pairing."""
         self.close()
+        self.products = products or {}
         self.lazy = self.bound = False
         self.native_half = self.dtype in HALF
         self.mutant = self.policy = self.pairing = None

@@ -28,10 +28,12 @@ class Sampler:
 
     count: 0 keeps every value. full: names of taps, or patterns. consume: delete the file behind a large result
     that was sampled. Sampling is part of an answer, so that recorded and live results are sampled alike.
+    seen: names of all results so far.
     """
 
     def __init__(self, count: int = 0, full: tuple[str, ...] = (), consume: bool = False):
         self.count, self.full, self.consume = count, tuple(full), consume
+        self.seen: dict[str, None] = {}
 
     def __call__(self, verb: str, arguments: dict[str, Any], answer: Any) -> Any:
         """The answer with its results sampled; arguments of layers stay whole, they are inputs of the port."""
@@ -47,7 +49,12 @@ class Sampler:
     def _record(self, name: str, record: Record) -> Record:
         return replace(record, outputs=self._results(name, record.outputs)) if name else record
 
+    def unfit(self) -> list[str]:
+        """Patterns of `full` that fitted no result."""
+        return [word for word in self.full if not any(fnmatchcase(name, word) for name in self.seen)]
+
     def _results(self, name: str, results: list[Any]) -> list[Any]:
+        self.seen[name] = None
         if any(fnmatchcase(name, pattern) for pattern in self.full):
             return results
         kept = []

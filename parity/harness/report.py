@@ -33,6 +33,7 @@ from parity.harness.figures import (
     worst_first,
     worst_tap,
 )
+from parity.harness.fingerprint import Control
 from parity.harness.gates import LIMITS, SEMANTIC, CaseResult, Check, Metrics, TapResult
 from parity.harness.words import EN, TABLE, Words, clip, pad, width
 
@@ -166,6 +167,18 @@ def failure(result: CaseResult, w: Words = EN, place: str = "") -> list[str]:
         most = max(weight for weight, _ in lines)
         lines.pop(max(i for i, (weight, _) in enumerate(lines) if weight == most))
     return [line for _, line in lines]
+
+
+def control_line(dtype: str, control: Control, w: Words = EN) -> str:
+    """Which control judges a type, and why: the header of a run on a device that was asked for its fingerprint."""
+    formats = ", ".join(f"{unit} {name}" for unit, name in control.products.items())
+    keys = {
+        "plain": "header.control_plain",
+        "rounded": "header.control_rounded",
+        "strict": "header.control_strict",
+    }
+    filled = {"formats": formats} if formats else {}
+    return w(keys[control.kind], dtype=dtype, reason=control.reason, **filled)
 
 
 def summary(results: Iterable[CaseResult], verbose: bool = False, w: Words = EN) -> list[str]:

@@ -22,6 +22,8 @@ def rerun(side: Any, what: dict[str, Any], native: bool = False) -> list[np.ndar
     """Results of the packed layer in one framework. Weights of other layers are zero: none is called."""
     port = side.package == "ms_latte"
     options = dict(form=what["form"], mutant=what["mutant"]) if port else {}
+    if side.package == "torch_ref" and side.dtype != "fp64":
+        options["products"] = what.get("products", {})
     shapes = side.build(Case(**what["case"]), rounding="native" if native else "emulated", **options)
     side.load(tensors={name: np.zeros(shape, np.float32) for name, shape in shapes.items()} | what["weights"])
     name = what["tap"].rpartition("#")[0]

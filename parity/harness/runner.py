@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one case through both frameworks and judges it. The only runner: every gate of every case goes through here."""
 
+import hashlib
 import json
 import pickle
 import shlex
@@ -21,12 +22,14 @@ from parity.harness import diagnosis, gates, sample, weights
 from parity.harness.backends import Pool, Worker, WorkerError, together
 from parity.harness.case import Case
 from parity.harness.emulate import UNIT_ROUNDOFF, to_grid
+from parity.harness.fingerprint import Control, Fingerprint, choose_control
 from parity.harness.gates import CaseResult, Check, Metrics, TapResult
 from parity.harness.inputs import realize
 from parity.harness.memory import PeakMemory
 from parity.harness.trace import Record, discard, fetch
 
 HALF = ("fp16", "bf16")
+PLAIN = Control("plain", {}, "true float32 in matmul and convolution")
 STILL_COMPARABLE = (
     "lint",
     "weight bits",
@@ -42,7 +45,8 @@ class Kept:
     """What truth and control hold, and what they said of it: the same for every formulation and bug of the port.
 
     key: (case, dtype), and what the workers' `holds` must say for the rest to be true. shapes: of parameters; state:
-    the weights; reasons: why they could hide a bug; digests: of their bits; answers: (worker, verb) -> answer.
+    the weights; reasons: why they could hide a bug; digests: of their bits; answers: (worker, verb, hash of the
+    arguments) -> answer.
     """
 
     key: tuple | None = None
@@ -62,6 +66,8 @@ class Session:
     spill: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     layout: str = ""
+    products: dict[str, str] | None = None  # of the control; None: as the fingerprint of the device shows
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)  # tested type -> as measured
     diagnosis_left: float = diagnosis.TOTAL  # seconds
     signatures: dict[tuple, diagnosis.Signatures] = field(default_factory=dict)  # of taps diagnosed before
     kept: Kept = field(default_factory=Kept)
@@ -70,7 +76,7 @@ class Session:
         """A question about a case that truth or control may have answered before, for another port."""
         if self.kept.key is None or getattr(worker, "holds", None) != self.kept.key:
             return worker(verb, **arguments)
-        place = (worker.name, verb)
+        place = (worker.name, verb, hashlib.blake2b(pickle.dumps(arguments)).digest())
         if place not in self.kept.answers:
             self.kept.answers[place] = worker(verb, **arguments)
         return self.kept.answers[place]
@@ -80,6 +86,20 @@ class Session:
         if case.taps == "stages" or not self.pool.live or len(calls) < 2:
             return [call() for call in calls]
         return together(*calls)
+
+    def control(self, dtype: str) -> Control:
+        """How the control of a tested type multiplies. A device is asked for its fingerprint once; the CPU, whose
+        products are true float32, is not asked. Raises WorkerError if the port's worker cannot start."""
+        if dtype == "fp64":
+            return PLAIN
+        if self.products is not None:
+            return Control("rounded" if self.products else "plain", self.products, "as it was recorded")
+        if dtype not in self.fingerprints:
+            if self.device == "CPU":
+                return PLAIN
+            port = self.pool.get("mindspore", self.device, dtype)
+            self.fingerprints[dtype] = port("fingerprint", dtypes=tuple(dict.fromkeys(("fp32", dtype))))
+        return choose_control(self.fingerprints[dtype], dtype)
 
     def rounding(self, side: str) -> str:
         """Half precision: the control always emulates; the port emulates on the CPU and is native on a device."""
@@ -118,6 +138,10 @@ def run_case(
     diagnose: name the bug of a failure (G4); None: unless a bug was injected, whose name is known.
     A case that a framework cannot build or run fails its check "runs". Raises WorkerError if a worker cannot start.
     """
+    if case.steps:
+        from parity.harness.training import run_training  # it needs this file
+
+        return run_training(session, case, dtype, form, mutant)
     began = time.perf_counter()
     device = "CPU" if dtype == "fp64" else session.device
     form = form or device
@@ -172,7 +196,9 @@ def prepare(session, case, dtype, form, mutant, workers, result) -> dict[str, An
     if not session.kept.shapes:
         lazy = case.taps == "stages" and truth is not control
         builds[truth] = dict(rounding=session.rounding("torch"), lazy=lazy)
-        builds.setdefault(control, dict(rounding=session.rounding("torch")))
+        products = session.control(dtype).products
+        extra = dict(products=products) if products else {}  # plain builds keep their name in recordings
+        builds.setdefault(control, dict(rounding=session.rounding("torch"), **extra))
     builds[port] = dict(rounding=session.rounding("mindspore"), form=form, mutant=mutant)
     calls = [partial(worker, "build", case=case, **extra) for worker, extra in builds.items()]
     shapes = dict(zip(builds, session.together(case, *calls), strict=True))
@@ -361,11 +387,12 @@ def _judge_taps(session, case, dtype, form, workers, traces, result):
     exact = None
     if dtype == "fp64":
         exact = gates.SEMANTIC["native" if form in gates.NATIVE_FORMS else "composed"]
-    gates.mark(taps, dtype, blocks, exact)
+    products = session.control(dtype).products.values()
+    gates.mark(taps, dtype, blocks, exact, products)
     inner: dict[str, Record] = {}
     if streamed:
         taps, inner = _descend(session, case, workers, reference, taps, modules, dtype, result.notes)
-        gates.mark(taps, dtype, blocks, exact)
+        gates.mark(taps, dtype, blocks, exact, products)
     gates.predict(taps)
     result.taps = taps
     first = next((tap for tap in taps if tap.failed), None)

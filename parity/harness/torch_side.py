@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from parity.harness.emulate import to_grid
+from parity.harness.products import arithmetic
 from parity.harness.worker import Side
 from torch_ref.models.precision import Precision
 
@@ -96,6 +97,10 @@ class TorchSide(Side):
         value = torch.from_numpy(array if array.flags.writeable else np.array(array)).to(keep)
         setattr(module, leaf, nn.Parameter(value, requires_grad=False))
 
+    def set_value(self, tensor, array):
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(array))
+
     def after_load(self):
         if self.lazy:
             for module in self.root.modules():
@@ -121,15 +126,20 @@ class TorchSide(Side):
         """Results of CPU kernels are complete when the call returns."""
 
     def call(self, module, method, kwargs, *args):
-        with torch.no_grad():
+        with torch.no_grad(), arithmetic(self.products, self.dtype):
             return getattr(module, method)(*args, **kwargs) if method else module(*args, **kwargs)
+
+    def train(self, **request):
+        with arithmetic(self.products, self.dtype):
+            return super().train(**request)
 
     def differentiate(self, decoded, floats, trainable, method, loss):
         leaves = [decoded[name].requires_grad_(True) for name in floats]
         leaves += [parameter.requires_grad_(True) for parameter in trainable.values()]
         try:
-            out = getattr(self.root, method)(**decoded) if method and not self.bound else self.root(**decoded)
-            found = torch.autograd.grad(loss(out), leaves, allow_unused=True)
+            with arithmetic(self.products, self.dtype):
+                call = getattr(self.root, method) if method and not self.bound else self.root
+                found = torch.autograd.grad(loss(call(**decoded)), leaves, allow_unused=True)
         finally:
             for parameter in trainable.values():
                 parameter.requires_grad_(False)

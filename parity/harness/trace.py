@@ -36,6 +36,12 @@ class Spilled:
         return np.load(self.path, mmap_mode="r")
 
 
+def is_stage(name: str) -> bool:
+    """Whether a module is a top-level stage of a net: a direct child, or a member of a direct child list."""
+    parts = name.split(".")
+    return bool(name) and (len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit()))
+
+
 def stow(array: np.ndarray, folder: str | None) -> Any:
     """The array itself, or its file if it is large and a folder is given."""
     if folder is None or array.nbytes < SPILL_BYTES:

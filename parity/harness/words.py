@@ -196,6 +196,46 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "not_run.deselected": ("{count} runs deselected (-k, -m)", "{count} 次运行被筛除 (-k, -m)"),
     "not_run.skipped": ("{count} runs skipped: {reason}", "{count} 次运行被跳过: {reason}"),
+    "not_run.other_form": (
+        "{count} runs of composed parts and nets in other formulations, whose parts are judged there and whose wiring "
+        "in float64 (--every)",
+        "{count} 次组合部件与网络在其他实现形式下的运行: 各部件已在该形式下比对, 组合方式以 float64 比对 (--every)",
+    ),
+    "not_run.other_half": (
+        "{count} runs of composed parts and nets in emulated bf16, which no registered bug needs and fp16 repeats on a "
+        "finer grid (--every)",
+        "{count} 次组合部件与网络的模拟 bf16 运行: 没有已登记的缺陷依赖它, fp16 以更细的网格重复 (--every)",
+    ),
+    "not_run.unrecorded": (
+        "{count} cases of this version (single layers, functions, other nets), which the bundle does not hold",
+        "本版本的 {count} 个用例 (单层、函数、其他网络), 记录包中没有",
+    ),
+    "not_run.unchosen": (
+        "{count} recorded cases (--case, --dtype)",
+        "{count} 个已记录的用例 (--case, --dtype)",
+    ),
+    "not_run.unrecorded_dtypes": ("{dtypes} (not recorded, or --dtype)", "{dtypes} (未记录, 或 --dtype)"),
+    "not_run.gradients": (
+        "gradients of cases recorded without --gradients",
+        "未以 --gradients 记录的用例的梯度",
+    ),
+    "not_run.live": (
+        "drift over many steps, samplers and graph mode, which need torch beside the port",
+        "多步漂移、采样器与图模式 (需要 torch 同机运行)",
+    ),
+    "not_run.stages": (
+        "layers inside the stages of nets recorded stage by stage",
+        "按阶段记录的网络的阶段内部各层",
+    ),
+    "not_run.stages_but": (
+        "layers inside the stages of nets recorded stage by stage; those of {inside} if they fail",
+        "按阶段记录的网络的阶段内部各层; {inside} 的内部各层仅在失败时比对",
+    ),
+    "not_run.sampled": (
+        "single values outside {count} fixed positions of each larger result, which its norm, sum, extremes and "
+        "non-finite counts bound",
+        "较大结果中 {count} 个固定位置以外的单个数值 (由其范数、和、极值与非有限值个数约束)",
+    ),
     "not_run.device": (
         "the port on a device other than {device}",
         "{device} 以外的设备",
@@ -223,6 +263,19 @@ TABLE: dict[str, tuple[str, str]] = {
         "{dtypes}: emulated (inputs and weights rounded once, float32 accumulation, one rounding per operation; "
         "MindSpore has no bf16 kernels on the CPU)",
         "{dtypes}: 模拟 (输入与权重舍入一次, float32 累加, 每个算子舍入一次; MindSpore 在 CPU 上没有 bf16 算子)",
+    ),
+    "header.control_plain": (
+        "control for {dtype}: plain torch, as the fingerprint of the device shows: {reason}",
+        "{dtype} 的标杆: 普通 torch, 依据设备指纹: {reason}",
+    ),
+    "header.control_rounded": (
+        "control for {dtype}: torch whose float32 products take rounded inputs ({formats}), as the fingerprint of the "
+        "device shows: {reason}; float64 gates do not depend on it",
+        "{dtype} 的标杆: float32 乘积的输入先舍入 ({formats}) 的 torch, 依据设备指纹: {reason}; 与 float64 关卡无关",
+    ),
+    "header.control_strict": (
+        "control for {dtype}: plain torch, which may ask more of this device than it can give, never less: {reason}",
+        "{dtype} 的标杆: 普通 torch, 对该设备可能过严, 但不会放宽: {reason}",
     ),
     "header.weights": (
         "weights {path} · {layout} of {model} · {count} tensors · content sha256 {digest}",
@@ -334,7 +387,6 @@ TABLE: dict[str, tuple[str, str]] = {
     "js.search": ("search taps, cases, reasons", "搜索层、用例、原因"),
     "js.all": ("all", "全部"),
     "js.gate": ("gate", "关卡"),
-    "js.dtype": ("dtype", "类型"),
     "js.case": ("case", "用例"),
     "js.verdict": ("verdict", "结论"),
     "js.level": ("level", "级别"),
@@ -474,6 +526,24 @@ REASONS: list[tuple[str, str]] = [
         "signatures are not computed at full size; the thin net of this model names the bug",
         "完整规模下不计算特征; 同一模型的窄网络可判断问题",
     ),
+    ("true float32 in matmul and convolution", "矩阵乘与卷积均为真正的 float32"),
+    ("inputs of every product are rounded to {format}", "所有乘积的输入舍入到 {format}"),
+    ("inputs of matmul are {a}, of convolution {b}", "矩阵乘的输入为 {a}, 卷积的输入为 {b}"),
+    ("{dtype} inputs, float32 accumulation, one rounding", "{dtype} 输入, float32 累加, 舍入一次"),
+    (
+        "products of {dtype} are added in {width}; the control adds in float32",
+        "{dtype} 的乘积以 {width} 累加; 标杆以 float32 累加",
+    ),
+    (
+        "the device rounds to {dtype} by {rule}; the control rounds to nearest even",
+        "设备以 {rule} 舍入到 {dtype}; 标杆舍入到最近偶数",
+    ),
+    (
+        "inputs of {unit} are rounded by {rule}; the control rounds to nearest even",
+        "{unit} 的输入以 {rule} 舍入; 标杆舍入到最近偶数",
+    ),
+    ("no emulation of {what}", "无法模拟 {what}"),
+    ("as it was recorded", "与记录时相同"),
     ("[{place}] port {c}  ref {r}  truth {t}", "[{place}] 移植 {c}  标杆 {r}  真值 {t}"),
 ]
 # Parts of a list that is joined by semicolons.
@@ -512,7 +582,7 @@ class Words:
         """A sentence of the judge in this language; one that REASONS does not know stays as it is."""
         if self.lang == "en" or not sentence:
             return sentence
-        whole = self._fit(sentence, [*REASONS, *(TABLE[key] for key in TABLE if key.startswith(KEPT))])
+        whole = self._fit(sentence, [*(TABLE[key] for key in TABLE if key.startswith(KEPT)), *REASONS])
         if whole is not None:
             return whole
         parts = sentence.split("; ")

@@ -21,7 +21,7 @@ import numpy as np
 from parity.harness import trace, weights
 from parity.harness.emulate import to_grid
 from parity.harness.inputs import Layout, Seed
-from parity.harness.trace import Record, fetch, stow
+from parity.harness.trace import Record, fetch, is_stage, stow
 
 
 class Side:
@@ -34,6 +34,7 @@ class Side:
         self.root: Any = None
         self.spill: str | None = None
         self.lazy = self.bound = self.native_half = False
+        self.products: dict[str, str] = {}
         self.trainable: list[str] = []
         self.undo: list = []
 
@@ -48,15 +49,22 @@ class Side:
         self.spill = folder
 
     def build(
-        self, case, rounding: str, form: str = "", mutant: str = "", lazy: bool = False
+        self,
+        case,
+        rounding: str,
+        form: str = "",
+        mutant: str = "",
+        lazy: bool = False,
+        products: dict[str, str] | None = None,
     ) -> dict[str, tuple]:
         """Build the target of a case. Returns name -> shape of its parameters.
 
         rounding: of `Precision`; form: formulation set (MindSpore); mutant: a bug to inject (MindSpore); lazy: keep
-        float32 parameters and widen each only while its layer runs (torch, for the float64 truth of large nets).
+        float32 parameters and widen each only while its layer runs (torch, for the float64 truth of large nets);
+        products: formats other than float32 in which products are taken (torch, see `products`).
         """
         self.close()
-        self.lazy = lazy
+        self.lazy, self.products = lazy, products or {}
         self.bound = False  # whether the method of the case is already bound (an object that is no module)
         self.begin(form, mutant)
         compute = "fp64" if self.dtype == "fp64" else self.dtype
@@ -65,13 +73,15 @@ class Side:
         module = importlib.import_module(f"{self.package}.{case.file}")
         target = getattr(module, case.target)
         parts = {
-            name: getattr(module, kind)(**init, precision=precision)
+            name: self._find(module, kind)(**init, precision=precision)
             for name, (kind, init) in case.parts.items()
         }
         accepts = inspect.signature(target).parameters
         forwards = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepts.values())
         shared = {"precision": precision} if "precision" in accepts or forwards else {}
-        if case.target[0].isupper():
+        if case.steps:  # what is held is the net; `train` makes the target around it
+            self.root = parts["model"]
+        elif case.target[0].isupper():
             init = {name: self.decode(value) for name, value in case.init.items()}
             built = target(**init, **parts, **({} if "precision" in case.init else shared))
             self.root = (
@@ -309,6 +319,22 @@ class Side:
             states.append(self.array(x))
         return states
 
+    def train(self, **request: Any) -> dict[str, np.ndarray]:
+        """`training.rehearse` of the net, which afterwards is as it was."""
+        from parity.harness.training import rehearse
+
+        kept = {name: np.array(value, np.float32) for name, value in self.state().items()}
+        native = self.native_half
+        try:
+            return rehearse(self, **request)
+        finally:
+            self.native_half = native
+            self.fill(kept)
+
+    def train_nudged(self, **request: Any) -> dict[str, np.ndarray]:
+        """`train`, started one unit of float32 away."""
+        return self.train(**request, nudged=True)
+
     def local(self, requests: list[tuple[str, tuple, dict]]) -> list[list[Any]]:
         """Run single modules on given inputs: [(name, args, kwargs)] -> their results. Teacher forcing."""
         modules, answers = dict(self.modules()), []
@@ -334,6 +360,21 @@ class Side:
             if taps:
                 trace.discard(*(value for record in records.values() for value in record.outputs))
         return statistics.median(times[-loops:])
+
+    def clock_sampling(self, loops: int = 1, **request: Any) -> float:
+        """Seconds of one step of `sample`: the median of `loops`, after one that warms the caches if loops > 1."""
+        times = []
+        for _ in range(loops + (loops > 1)):
+            began = time.perf_counter()
+            steps = len(self.sample(**request))
+            times.append((time.perf_counter() - began) / steps)
+        return statistics.median(times[-loops:])
+
+    def clock_training(self, batch: dict[str, np.ndarray], loops: int = 1, recompute: bool = False) -> float:
+        """Seconds of one training step of the net, see `benchmark_training.clock`; its weights move."""
+        from parity.benchmark_training import clock
+
+        return clock(self, batch, loops, recompute)
 
     def peak_memory(self) -> int:
         """Bytes that this process had resident at most."""
@@ -365,6 +406,11 @@ class Side:
             return type(value)(self.decode(item) for item in value)
         return value
 
+    def _find(self, module: Any, kind: str) -> Any:
+        """A class of a module, or, with a path, of another one of the package: "models.latte.Latte"."""
+        path, _, name = kind.rpartition(".")
+        return getattr(importlib.import_module(f"{self.package}.{path}") if path else module, name)
+
     def _call_root(self, method: str, inputs: dict[str, Any]) -> Any:
         return self.call(self.root, "" if self.bound else method, self.decode(inputs))
 
@@ -381,6 +427,7 @@ class Side:
         if out is None:  # a function that fills parameters (init_weights): its result is the parameters
             out = list(self.parameters().values())
         items = out if isinstance(out, (list, tuple)) else [out]
+        items = [np.array(item) if isinstance(item, float) else item for item in items]
         tensors = [item for item in items if self.is_tensor(item) or isinstance(item, np.ndarray)]
         if len(tensors) != len(items):
             kinds = ", ".join(type(item).__name__ for item in items)
@@ -389,12 +436,6 @@ class Side:
             )
         arrays = [item if isinstance(item, np.ndarray) else self.array(item) for item in tensors]
         return [stow(item, self.spill) for item in arrays], [self.dtype_name(item) for item in tensors]
-
-
-def is_stage(name: str) -> bool:
-    """Whether a module is a top-level stage of a net: a direct child, or a member of a direct child list."""
-    parts = name.split(".")
-    return bool(name) and (len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit()))
 
 
 def _bind(function: Any, fixed: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 """Cases of `models/attention.py`."""
 
 from parity.harness.case import Case
-from parity.harness.inputs import Layout, array, diagonal, normal
+from parity.harness.inputs import Layout, array, diagonal, lengths, normal
 
 BIAS = array([[0.0] * 4 + [-10000.0] * 3, [0.0] * 7])
 CROSS = dict(query_dim=48, cross_attention_dim=20, heads=3, dim_head=16, bias=True)
@@ -133,5 +133,14 @@ CASES = [
         ),
         name="cross_bias_per_frame",
     ),
+    Case("MultiHeadAttention", CROSS, dict(encoder_hidden_states=normal(4, 7, 20)), "text", "project_text"),
     Case("text_per_frame", inputs=dict(x=normal(12, 5, 6), layout=Layout(2, 4, 5), rows=4)),
+    Case(
+        "text_rows",
+        inputs=dict(encoder_hidden_states=normal(2, 3, 7, 20), layout=Layout(2, 5, 6), use_image_num=2),
+    ),
+    Case(
+        "text_bias",
+        inputs=dict(mask=lengths(7, [1, 7]), bias=None, layout=Layout(2, 3, 6), use_image_num=0),
+    ),
 ]

@@ -15,6 +15,7 @@ HEADS = dict(
     norm_eps=1e-6,
 )
 CROSS = {**HEADS, "cross_attention_dim": 48}
+AFFINE = {**CROSS, "activation_fn": "geglu", "norm_elementwise_affine": True, "num_embeds_ada_norm": 9}
 STREAM = dict(hidden_states=normal(30, 48), timestep=normal(2, 288, scale=0.5), layout=Layout(2, 3, 5))
 TEXT = dict(encoder_hidden_states=normal(2, 7, 48), encoder_attention_mask=MASK)
 PAIR = dict(spatial_block=("BasicTransformerBlock", CROSS), temp_block=("TemporalTransformerBlock", HEADS))
@@ -93,6 +94,21 @@ CASES = [
         ),
         name="rows_affine",
     ),
+    Case(
+        "BasicTransformerBlock", {**AFFINE, "norm_type": "layer_norm"}, {**STREAM, **TEXT}, name="layer_norm"
+    ),
+    Case(
+        "BasicTransformerBlock",
+        {**AFFINE, "norm_type": "ada_norm"},
+        {**STREAM, **TEXT, "timestep": array([3, 8])},
+        name="ada_norm",
+    ),
+    Case(
+        "BasicTransformerBlock",
+        {**AFFINE, "norm_type": "ada_norm_zero"},
+        {**STREAM, **TEXT, "timestep": array([3, 977]), "class_labels": array([9, 4])},
+        name="ada_norm_zero",
+    ),
     Case("TemporalTransformerBlock", HEADS, {**STREAM, "layout": Layout(2, 3, 5, "time")}),
     Case(
         "LatteT2VBlock",
@@ -101,5 +117,4 @@ CASES = [
         parts=PAIR,
     ),
     Case("latte_t2v_block", inputs={**JOINT, "temp_pos_embed": None}, parts=PAIR),
-    Case("table_modulation", inputs=dict(table=normal(6, 24), timestep=normal(2, 144))),
 ]

@@ -5,10 +5,16 @@ from parity.harness.case import Case
 from parity.harness.inputs import array, normal
 
 STEPS = array([0, 1, 37, 999])  # cos 1 and sin 0 at 0; the largest angles at 999
+# Two rows for four samples, as guidance has them.
+SIZES = dict(
+    resolution=array([[512.0, 768.0], [256.0, 1024.0]]).draw(None),
+    aspect_ratio=array([[0.6666666], [0.25]]).draw(None),
+)
 
 CASES = [
     Case("timestep_embedding", inputs=dict(timesteps=STEPS, dim=256)),
     Case("timestep_embedding", inputs=dict(timesteps=array([0.5, 123.25]), dim=31), name="float_odd"),
+    Case("timestep_embedding", inputs=dict(timesteps=STEPS, dim=256, downscale_freq_shift=1), name="shifted"),
     # cos 1 and sin 0 throughout (cos_sin_order); fractions, of which an integer cast leaves nothing (timestep_integer).
     Case(
         "timestep_embedding",
@@ -76,6 +82,23 @@ CASES = [
     ),
     Case("TimestepEmbedding", dict(in_channels=32, time_embed_dim=48), dict(sample=normal(3, 32))),
     Case("CombinedTimestepSizeEmbeddings", dict(embedding_dim=48, size_emb_dim=16), dict(timestep=STEPS)),
+    Case(
+        "CombinedTimestepSizeEmbeddings",
+        dict(embedding_dim=48, size_emb_dim=16, use_additional_conditions=True),
+        dict(timestep=STEPS, **SIZES),
+        name="sizes",
+    ),
+    Case(
+        "CombinedTimestepLabelEmbeddings",
+        dict(num_classes=7, embedding_dim=48),
+        dict(timestep=STEPS, class_labels=array([0, 7, 3, 6])),
+    ),
     Case("AdaLayerNormSingle", dict(embedding_dim=48), dict(timestep=STEPS)),
+    Case(
+        "AdaLayerNormSingle",
+        dict(embedding_dim=48, use_additional_conditions=True),
+        dict(timestep=STEPS, added_cond_kwargs=SIZES),
+        name="sizes",
+    ),
     Case("CaptionProjection", dict(in_features=20, hidden_size=48), dict(caption=normal(2, 7, 20))),
 ]

@@ -2,7 +2,7 @@
 """Cases of `models/latte_t2v.py`. Tiny nets have every dimension different; the thin net has the full depth."""
 
 from parity.harness.case import Case
-from parity.harness.inputs import Layout, Seed, array, lengths, normal
+from parity.harness.inputs import Seed, array, lengths, normal
 
 TINY = dict(
     num_attention_heads=3,
@@ -29,6 +29,10 @@ JOINT = dict(
     use_image_num=2,
     encoder_attention_mask=lengths(7, [[1, 7, 4], [6, 2, 5]]),
 )
+OTHER = dict(activation_fn="geglu", norm_elementwise_affine=True, num_embeds_ada_norm=9, num_layers=1)
+SIZES = dict(resolution=array([[64.0, 96.0]]).draw(None), aspect_ratio=array([[0.6666666]]).draw(None))
+TEXT = dict(encoder_hidden_states=normal(2, 7, 20), encoder_attention_mask=lengths(7, [1, 7]))
+TEXT_OF_IMAGES = {name: JOINT[name] for name in JOINT if name != "hidden_states"}
 
 
 def net(name, init=None, inputs=None, **rest):
@@ -64,16 +68,15 @@ CASES = [
         "affine",
         dict(norm_elementwise_affine=True, norm_eps=1e-5, attention_bias=False, activation_fn="gelu"),
     ),
+    net("layer_norm", OTHER | dict(norm_type="layer_norm"), dict(encoder_attention_mask=lengths(7, [1, 7]))),
+    net("ada_norm", OTHER | dict(norm_type="ada_norm"), dict(timestep=array([3, 8]))),
+    net("ada_norm_zero", OTHER | dict(norm_type="ada_norm_zero"), dict(class_labels=array([9, 4]))),
+    net("sizes", dict(use_additional_conditions=True), dict(added_cond_kwargs=SIZES)),
     net("recompute", dict(use_recompute=True)),
+    # One text prepared for a whole sampling run; the nets above take theirs through the same function.
+    Case("LatteT2V", TINY, TEXT, "text", "prepare_text"),
+    Case("LatteT2V", TINY, TEXT_OF_IMAGES, "text_joint", "prepare_text"),
     net("all_half", islands="compute", dtypes=("fp16", "bf16")),
-    Case(
-        "text_rows",
-        inputs=dict(encoder_hidden_states=normal(2, 3, 7, 20), layout=Layout(2, 5, 6), use_image_num=2),
-    ),
-    Case(
-        "text_bias",
-        inputs=dict(mask=lengths(7, [1, 7]), bias=None, layout=Layout(2, 3, 6), use_image_num=0),
-    ),
     Case(
         "init_weights",
         inputs=dict(rng=Seed(11)),

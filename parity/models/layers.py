@@ -2,7 +2,7 @@
 """Cases of `models/layers.py`: leaf layers and free functions."""
 
 from parity.harness.case import Case
-from parity.harness.inputs import Layout, array, integers, linspace, normal
+from parity.harness.inputs import Layout, integers, linspace, normal
 
 SPACE, TIME, SAMPLE = Layout(2, 3, 5, "space"), Layout(2, 3, 5, "time"), Layout(2, 3, 5, "sample")
 
@@ -101,11 +101,6 @@ CASES = [
         dict(x=linspace(-4.5, -2.0, 40, 24)),
         name="probe_tail",
         probe="GELU form",
-    ),
-    Case(
-        "AdaLayerNorm",
-        dict(embedding_dim=24, num_embeddings=9),
-        dict(x=normal(2, 5, 24), timestep=array([7], ())),
     ),
     Case("spread", inputs=dict(rows=normal(2, 24), count=30)),
     Case("place", inputs=dict(table=normal(5, 24), layout=SPACE), name="space"),

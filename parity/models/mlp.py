@@ -14,4 +14,8 @@ CASES = [
         dict(hidden_states=normal(30, 24)),
         name="erf",
     ),
+    Case("GEGLU", dict(dim_in=24, dim_out=40), dict(x=normal(30, 24))),
+    Case(
+        "FeedForward", dict(dim=24, activation_fn="geglu"), dict(hidden_states=normal(2, 5, 24)), name="geglu"
+    ),
 ]

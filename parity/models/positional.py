@@ -22,4 +22,10 @@ CASES = [
     ),
     Case("timestep_frequencies", inputs=dict(dim=256, double=True), **G1),
     Case("timestep_frequencies", inputs=dict(dim=256), name="float32", **G1),
+    Case(
+        "timestep_frequencies",
+        inputs=dict(dim=256, double=True, downscale_freq_shift=1),
+        name="shifted",
+        **G1,
+    ),
 ]

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bugs of `models/attention.py`: scale, softmax, masks, which text a frame reads."""
 
-from parity.mutants import NUMBERS, PROBE, assign, cells, gates, mutant
+from parity.mutants import NUMBERS, PROBE, STATED, assign, cells, gates, mutant
 
 CORE = "attention.DotProductAttention"
 CROSS = "attention.MultiHeadAttention-cross"
+TEXT = "attention.MultiHeadAttention.project_text"
+BIAS = "attention.text_bias"
 
 
 def _softmax_half():
@@ -225,7 +227,7 @@ MUTANTS = [
         CROSS,
         gates("-", "-"),
         (
-            "attention.MultiHeadAttention.construct",
+            TEXT,
             "k = split_heads(self.to_k(text), ",
             "k = split_heads(self.to_k(text) - self.to_k.bias, ",
         ),
@@ -237,7 +239,7 @@ MUTANTS = [
         CROSS,
         NUMBERS,
         (
-            "attention.MultiHeadAttention.construct",
+            TEXT,
             "v = split_heads(self.to_v(text), ",
             "v = split_heads(self.to_v(text) - self.to_v.bias, ",
         ),
@@ -248,5 +250,88 @@ MUTANTS = [
         CROSS + "_joint",
         NUMBERS,
         ("attention.text_per_frame", "x[:, :1], (1, video)", "x[:, -1:], (1, video)"),
+    ),
+    mutant(
+        "mask_sign",
+        "text mask read as 1 = drop",
+        BIAS,
+        NUMBERS,
+        (
+            BIAS,
+            "(1 - mask.astype(precision.island_dtype).reshape(-1, shape[-1]))",
+            "mask.astype(precision.island_dtype).reshape(-1, shape[-1])",
+        ),
+    ),
+    mutant(
+        "mask_flipped_twice",
+        "a mask made into a bias and then flipped as if it were a mask (early mindone)",
+        BIAS,
+        NUMBERS,
+        (BIAS, "reshape(-1, shape[-1])) * MASKED", "reshape(-1, shape[-1])) * MASKED * -1 + 1"),
+    ),
+    mutant(
+        "mask_as_bias",
+        "a mask of ones and zeros added to the logits as it is",
+        BIAS,
+        NUMBERS,
+        (
+            BIAS,
+            "return (1 - mask.astype(precision.island_dtype).reshape(-1, shape[-1])) * MASKED",
+            "return mask.astype(precision.island_dtype).reshape(-1, shape[-1])",
+        ),
+    ),
+    mutant(
+        "mask_infinite",
+        "dropped tokens get -inf: an empty caption becomes NaN",
+        BIAS,
+        NUMBERS,
+        (
+            BIAS,
+            "reshape(-1, shape[-1])) * MASKED",
+            'reshape(-1, shape[-1])).masked_fill(mask.reshape(-1, shape[-1]) < 0.5, float("-inf"))',
+        ),
+    ),
+    mutant(
+        "mask_beyond_float16",
+        "dropped tokens get -1e9, which float16 cannot hold",
+        BIAS,
+        NUMBERS,
+        (BIAS, "* MASKED", "* -1e9"),
+    ),
+    mutant(
+        "mask_of_video_for_images",
+        "joint training: images take the text mask of the video",
+        "latte_t2v.LatteT2V-joint",
+        NUMBERS,
+        (
+            BIAS,
+            "shape = tuple(mask.shape)",
+            "mask = mask if mask.ndim == 2 else mask[:, :1] + 0 * mask; shape = tuple(mask.shape)",
+        ),
+    ),
+    mutant(
+        "text_rows_of_another_sample",
+        "joint training: text read as (1 + I, B) rows",
+        "attention.text_rows",
+        NUMBERS,
+        (
+            "attention.text_rows",
+            "return encoder_hidden_states.reshape((B * S,)",
+            "return encoder_hidden_states.swapaxes(0, 1).reshape((B * S,)",
+        ),
+    ),
+    mutant(
+        "values_from_the_key_weights",
+        "prepared text: values made with the weights of the keys",
+        "attention.MultiHeadAttention-text",
+        STATED,
+        (TEXT, "self.to_v(text)", "self.to_k(text)"),
+    ),
+    mutant(
+        "values_before_keys",
+        "prepared text holds values, then keys",
+        CROSS,
+        NUMBERS,
+        (TEXT, "[k, v]", "[v, k]"),
     ),
 ]

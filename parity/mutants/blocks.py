@@ -57,28 +57,6 @@ MUTANTS = [
         ),
     ),
     mutant(
-        "chunks_interleaved",
-        "six values per channel instead of six vectors",
-        "blocks.table_modulation",
-        NUMBERS,
-        (
-            "blocks.table_modulation",
-            "+ precision.up(timestep)  # (R, k*D)",
-            "+ precision.up(timestep).reshape(-1, D, k).swapaxes(1, 2).reshape(-1, k * D)",
-        ),
-    ),
-    mutant(
-        "table_ignored",
-        "adaLN-single without the block's own table",
-        "blocks.table_modulation",
-        NUMBERS,
-        (
-            "blocks.table_modulation",
-            "precision.up(table).reshape(1, k * D)",
-            "0 * precision.up(table).reshape(1, k * D)",
-        ),
-    ),
-    mutant(
         "final_scale_before_shift",
         "the final layer reads (scale, shift)",
         "blocks.FinalLayer",
@@ -124,13 +102,13 @@ MUTANTS = [
         NUMBERS,
         (
             "blocks.BasicTransformerBlock.construct",
-            "residual(x, h, p, gate_msa)",
-            "residual(x, h, p, gate_mlp)",
+            "layout=layout), p, gate_msa)",
+            "layout=layout), p, gate_mlp)",
         ),
         (
             "blocks.BasicTransformerBlock.construct",
-            "return residual(x, h, p, gate_mlp)",
-            "return residual(x, h, p, gate_msa)",
+            "return residual(x, self.ff(h), p, gate_mlp)",
+            "return residual(x, self.ff(h), p, gate_msa)",
         ),
     ),
     mutant(
@@ -196,8 +174,8 @@ MUTANTS = [
         STATED,
         (
             "blocks.BasicTransformerBlock.construct",
-            "self.attn2(x, encoder",
-            "self.attn2(self.norm2(x), encoder",
+            "elif not single:",
+            "else:",
         ),
     ),
     mutant(
@@ -207,10 +185,10 @@ MUTANTS = [
         NUMBERS,
         (
             "blocks.BasicTransformerBlock.construct",
-            "x = residual(x, h, p, gate_msa)",
-            "before, x = x, residual(x, h, p, gate_msa)",
+            "x = residual(x, self.attn1(",
+            "before = x; x = residual(x, self.attn1(",
         ),
-        ("blocks.BasicTransformerBlock.construct", "self.attn2(x, encoder", "self.attn2(before, encoder"),
+        ("blocks.BasicTransformerBlock.construct", "h = x\n", "h = before\n"),
     ),
     mutant(
         "text_mask_on_self_attention",
@@ -264,8 +242,8 @@ MUTANTS = [
         ("blocks.latte_t2v_block", "video = add(video, place", "_ = add(video, place"),
         (
             "blocks.latte_t2v_block",
-            "video = temp_block(video, timestep=timestep, layout=time)",
-            "video = temp_block(video, timestep=timestep, layout=time)\n"
+            "video = temp_block(video, timestep=timestep, layout=time, class_labels=class_labels)",
+            "video = temp_block(video, timestep=timestep, layout=time, class_labels=class_labels)\n"
             "    video = add(video, place(temp_pos_embed, time), temp_block.precision)",
         ),
     ),
@@ -294,5 +272,37 @@ MUTANTS = [
         gates("G5", "G5"),
         replace=_stopped_gradient,
         note="no forward differs",
+    ),
+    mutant(
+        "layer_norm_modulated",
+        "cross-attention of a block with plain norms reads the stream without its norm",
+        "blocks.BasicTransformerBlock-layer_norm",
+        STATED,
+        ("blocks.BasicTransformerBlock.construct", "elif not single:", "elif False:"),
+    ),
+    mutant(
+        "ada_norm_second_norm_of_first",
+        "cross-attention behind the norm of the self-attention",
+        "blocks.BasicTransformerBlock-ada_norm",
+        STATED,
+        ("blocks.BasicTransformerBlock.construct", "self.norm2(x, timestep)", "self.norm1(x, timestep)"),
+    ),
+    mutant(
+        "ada_zero_feed_forward_unmodulated",
+        "adaLN-Zero modulates the self-attention alone",
+        "blocks.BasicTransformerBlock-ada_norm_zero",
+        NUMBERS,
+        ("blocks.BasicTransformerBlock.construct", "if gate_mlp is not None:", "if single:"),
+    ),
+    mutant(
+        "ada_zero_shift_scale_exchanged",
+        "adaLN-Zero's vectors of the feed-forward taken as (gate, scale, shift, gate)",
+        "blocks.BasicTransformerBlock-ada_norm_zero",
+        NUMBERS,
+        (
+            "blocks.BasicTransformerBlock.construct",
+            "h, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.norm1",
+            "h, gate_msa, scale_mlp, shift_mlp, gate_mlp = self.norm1",
+        ),
     ),
 ]

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bugs of `models/embeddings.py`: timesteps, labels, patches with positions, captions."""
 
-from parity.mutants import NUMBERS, PROBE, assign, gates, mutant
+from parity.mutants import NUMBERS, PROBE, STATED, assign, gates, mutant
 
 STEPS = "embeddings.timestep_embedding"
 FRACTIONS = "embeddings.timestep_embedding-float_odd"
 RESCALED = "embeddings.PatchEmbed-rescaled"
 DROPPED = "embeddings.LabelEmbedder-dropped"
+SIZES, LABELS = (
+    "embeddings.CombinedTimestepSizeEmbeddings-sizes",
+    "embeddings.CombinedTimestepLabelEmbeddings",
+)
+CONDITIONS = "embeddings.CombinedTimestepSizeEmbeddings.construct"
+SIZES_OF = "embeddings.CombinedTimestepSizeEmbeddings._sizes"
 ANGLES = ("embeddings.timestep_embedding", "ops.cast(timesteps, precision.table_dtype)")
 
 MUTANTS = [
@@ -214,6 +220,78 @@ MUTANTS = [
             "embeddings.CaptionProjection.construct",
             "self.linear_2(self.act_1(self.linear_1(caption)))",
             "self.act_1(self.linear_2(self.linear_1(caption)))",
+        ),
+    ),
+    mutant(
+        "sizes_exchanged",
+        "resolution and aspect ratio behind the timestep in the other order",
+        SIZES,
+        NUMBERS,
+        (CONDITIONS, "[of_resolution, of_ratio]", "[of_ratio, of_resolution]"),
+    ),
+    mutant(
+        "sizes_width_first",
+        "resolution read as width and height",
+        SIZES,
+        NUMBERS,
+        (SIZES_OF, "timestep_embedding(size.reshape(-1)", "timestep_embedding(size[:, ::-1].reshape(-1)"),
+    ),
+    mutant(
+        "sizes_flattened_by_column",
+        "sizes of all samples flattened column by column",
+        SIZES,
+        NUMBERS,
+        (
+            SIZES_OF,
+            "timestep_embedding(size.reshape(-1)",
+            "timestep_embedding(size.swapaxes(0, 1).reshape(-1)",
+        ),
+    ),
+    mutant(
+        "sizes_repeated_in_runs",
+        "size conditions of a doubled batch repeated row by row instead of as a whole",
+        SIZES,
+        NUMBERS,
+        (SIZES_OF, "ops.tile(embedded, (B // R, 1))", "ops.repeat_interleave(embedded, B // R, 0)"),
+    ),
+    mutant(
+        "sizes_truncated",
+        "size conditions cut to integers: the aspect ratio becomes 0",
+        SIZES,
+        NUMBERS,
+        (
+            SIZES_OF,
+            "timestep_embedding(size.reshape(-1)",
+            'timestep_embedding(size.astype(__import__("mindspore").int32).reshape(-1)',
+        ),
+    ),
+    mutant(
+        "ratio_of_resolution_embedder",
+        "one embedder for resolution and aspect ratio",
+        SIZES,
+        STATED,
+        (CONDITIONS, "self._sizes(self.aspect_ratio_embedder", "self._sizes(self.resolution_embedder"),
+    ),
+    mutant(
+        "label_sinusoid_unstretched",
+        "timestep beside a class with the frequencies of all other sinusoids",
+        LABELS,
+        NUMBERS,
+        (
+            "embeddings.CombinedTimestepLabelEmbeddings.construct",
+            "downscale_freq_shift=1",
+            "downscale_freq_shift=0",
+        ),
+    ),
+    mutant(
+        "label_missing",
+        "class embedded and not added",
+        LABELS,
+        NUMBERS,
+        (
+            "embeddings.CombinedTimestepLabelEmbeddings.construct",
+            "self.class_embedder(class_labels)",
+            "0 * self.class_embedder(class_labels)",
         ),
     ),
 ]

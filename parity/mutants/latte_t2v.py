@@ -4,79 +4,9 @@
 from parity.mutants import NUMBERS, STATED, gates, mutant
 
 PLAIN, LONG = "latte_t2v.LatteT2V-nomask", "latte_t2v.LatteT2V-long"
-BIAS = "latte_t2v.text_bias"
-FORWARD = "latte_t2v.LatteT2V.construct"
+FORWARD, PREPARE = "latte_t2v.LatteT2V.construct", "latte_t2v.LatteT2V.prepare_text"
 
 MUTANTS = [
-    mutant(
-        "mask_sign",
-        "text mask read as 1 = drop",
-        BIAS,
-        NUMBERS,
-        (
-            BIAS,
-            "(1 - mask.astype(precision.island_dtype).reshape(-1, shape[-1]))",
-            "mask.astype(precision.island_dtype).reshape(-1, shape[-1])",
-        ),
-    ),
-    mutant(
-        "mask_flipped_twice",
-        "a mask made into a bias and then flipped as if it were a mask (early mindone)",
-        BIAS,
-        NUMBERS,
-        (BIAS, "reshape(-1, shape[-1])) * MASKED", "reshape(-1, shape[-1])) * MASKED * -1 + 1"),
-    ),
-    mutant(
-        "mask_as_bias",
-        "a mask of ones and zeros added to the logits as it is",
-        BIAS,
-        NUMBERS,
-        (
-            BIAS,
-            "return (1 - mask.astype(precision.island_dtype).reshape(-1, shape[-1])) * MASKED",
-            "return mask.astype(precision.island_dtype).reshape(-1, shape[-1])",
-        ),
-    ),
-    mutant(
-        "mask_infinite",
-        "dropped tokens get -inf: an empty caption becomes NaN",
-        BIAS,
-        NUMBERS,
-        (
-            BIAS,
-            "reshape(-1, shape[-1])) * MASKED",
-            'reshape(-1, shape[-1])).masked_fill(mask.reshape(-1, shape[-1]) < 0.5, float("-inf"))',
-        ),
-    ),
-    mutant(
-        "mask_beyond_float16",
-        "dropped tokens get -1e9, which float16 cannot hold",
-        BIAS,
-        NUMBERS,
-        (BIAS, "* MASKED", "* -1e9"),
-    ),
-    mutant(
-        "mask_of_video_for_images",
-        "joint training: images take the text mask of the video",
-        "latte_t2v.LatteT2V-joint",
-        NUMBERS,
-        (
-            BIAS,
-            "shape = tuple(mask.shape)",
-            "mask = mask if mask.ndim == 2 else mask[:, :1] + 0 * mask; shape = tuple(mask.shape)",
-        ),
-    ),
-    mutant(
-        "text_rows_of_another_sample",
-        "joint training: text read as (1 + I, B) rows",
-        "latte_t2v.text_rows",
-        NUMBERS,
-        (
-            "latte_t2v.text_rows",
-            "return encoder_hidden_states.reshape((B * S,)",
-            "return encoder_hidden_states.swapaxes(0, 1).reshape((B * S,)",
-        ),
-    ),
     mutant(
         "channels_as_frames",
         "latents (B, C, F, H, W) reshaped without the transpose",
@@ -195,6 +125,27 @@ MUTANTS = [
         "temporal blocks run although they are switched off",
         "latte_t2v.LatteT2V-spatial_only",
         STATED,
-        (FORWARD, "use_image_num, enable_temporal_attentions)", "use_image_num, True)"),
+        (FORWARD, "use_image_num, enable_temporal_attentions,", "use_image_num, True,"),
+    ),
+    mutant(
+        "text_of_first_layer",
+        "keys and values of the first layer read by all layers",
+        PLAIN,
+        NUMBERS,
+        (FORWARD, "x, text[i], bias", "x, text[0], bias"),
+    ),
+    mutant(
+        "text_projected_once",
+        "text prepared with the weights of the first layer for all layers",
+        "latte_t2v.LatteT2V-text",
+        STATED,
+        (PREPARE, "spatial_block.attn2.project", "self.transformer_blocks[0].attn2.project"),
+    ),
+    mutant(
+        "prepared_without_mask",
+        "prepared text without its mask",
+        "latte_t2v.LatteT2V-mask2d",
+        NUMBERS,
+        (PREPARE, "return prepared if bias is None else prepared + (bias,)", "return prepared"),
     ),
 ]

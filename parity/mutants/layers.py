@@ -449,11 +449,4 @@ MUTANTS = [
         ),
         note="half-precision values of ordinary size survive a float16 copy",
     ),
-    mutant(
-        "adaln_scale_shift",
-        "AdaLayerNorm reads (shift, scale) where the source has (scale, shift)",
-        "layers.AdaLayerNorm",
-        NUMBERS,
-        ("layers.AdaLayerNorm.construct", "scale, shift = self.linear", "shift, scale = self.linear"),
-    ),
 ]

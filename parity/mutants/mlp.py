@@ -16,7 +16,11 @@ MUTANTS = [
         '"gelu-approximate" looked up as the erf form',
         "mlp.FeedForward",
         gates("G0 G1 G2", "G0"),
-        ("mlp.FeedForward.__init__", "ACTIVATIONS[activation_fn]", '"none"'),
+        (
+            "mlp.FeedForward.__init__",
+            '"tanh" if activation_fn == "gelu-approximate"',
+            '"none" if activation_fn == "gelu-approximate"',
+        ),
     ),
     mutant(
         "activation_missing",
@@ -49,5 +53,30 @@ MUTANTS = [
             "self.net[2](self.net[0](hidden_states))",
             "self.net[2].precision.round(hidden_states + self.net[2](self.net[0](hidden_states)))",
         ),
+    ),
+    mutant(
+        "geglu_halves_exchanged",
+        "the first half of a gated unit gates the second",
+        "mlp.GEGLU",
+        NUMBERS,
+        ("mlp.GEGLU.construct", "value, gate = ", "gate, value = "),
+    ),
+    mutant(
+        "geglu_interleaved",
+        "values and gates of a gated unit in turn instead of in halves",
+        "mlp.GEGLU",
+        NUMBERS,
+        (
+            "mlp.GEGLU.construct",
+            "value, gate = self.proj(x).chunk(2, axis=-1)",
+            "value, gate = self.proj(x)[..., ::2], self.proj(x)[..., 1::2]",
+        ),
+    ),
+    mutant(
+        "geglu_tanh",
+        "the gate in the tanh form of GELU (as torch_npu's fused operator is called by diffusers)",
+        "mlp.FeedForward-geglu",
+        gates("G0 G1 G2", "G0"),
+        ("mlp.GEGLU.__init__", 'GELU("none"', 'GELU("tanh"'),
     ),
 ]

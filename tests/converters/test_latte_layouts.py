@@ -219,6 +219,7 @@ TINY_T2V = dict(
     norm_eps=1e-6,
     caption_channels=12,
     video_length=9,  # all rules of the temporal positions give 1.0
+    use_additional_conditions=False,
 )
 ENDINGS = itertools.cycle([".pt", ".safetensors", ".ckpt", ""])
 
@@ -293,6 +294,27 @@ def test_there_and_back_through_every_other_layout(tmp_path, a, b):
         expected["sample_size"] = expected["sample_size"][0]
     assert found == expected
     assert load(other).layout == b  # what we wrote tells its layout
+
+
+def test_size_embedders_are_kept(tmp_path, monkeypatch):
+    """The original builds them at sample_size 128; diffusers' class has none."""
+    sized = dict(use_additional_conditions=True, num_attention_heads=3, cross_attention_dim=24)
+    for key, value in sized.items():
+        monkeypatch.setitem(TINY_T2V, key, value)
+    name = "official-t2v"
+    source, ours, back = (
+        tiny_file(tmp_path, name),
+        tmp_path / "ours.safetensors",
+        tmp_path / "back.safetensors",
+    )
+    told = {key: value for key, value in settings(name).items() if key != "use_additional_conditions"}
+    quietly(source, ours, layout=name, overrides=told)
+    assert load(ours).config["use_additional_conditions"] is True
+    assert "adaln_single.emb.aspect_ratio_embedder.linear_2.bias" in load(ours).tensors
+    quietly(ours, back, to=name, verify=True)
+    assert contents(back) == contents(source)
+    with pytest.raises(ConversionError, match="cannot hold this LatteT2V.*use_additional_conditions=True"):
+        quietly(ours, tmp_path / "theirs.safetensors", to="diffusers")
 
 
 @pytest.mark.parametrize("name", [name for name in OF_T2V if name != "diffusers"])

@@ -266,12 +266,39 @@ def test_comparing_needs_no_torch_and_writes_every_report(tmp_path, sampled):
     done = without("torch", tmp_path, "compare", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "(recorded)" in done.stdout and "0 FAIL" in done.stdout and "500 fixed positions" in done.stdout
+    (left,) = (line for line in done.stdout.splitlines() if line.startswith("not judged in this run"))
+    for words_ in ("single layers, functions", "fp64, fp16, bf16 (not recorded", "--gradients", "graph mode"):
+        assert words_ in left
+    assert "those of blocks.0 if they fail" in left and "outside 500 fixed positions" in left
+    page = (tmp_path / "report/parity.md").read_text()
+    assert all(item in page for item in left.partition(": ")[2].split("; ")[:2])
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert names >= {"parity.csv", "parity.json", "parity.md", "junit.xml"}
     done = without("torch", tmp_path, "compare", *words, "--mutant", "softmax_half")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "first culprit: blocks.0.attn.core" in done.stdout and "--mutant softmax_half" in done.stdout
     assert "<failure" in (tmp_path / "report/junit.xml").read_text()
+
+
+def test_a_control_with_rounded_products_is_recorded_and_serves_such_a_device_alone(tmp_path, capsys):
+    words = ["--case", "layers.Linear", "--dtype", "fp32"]
+    coarse = recorded(tmp_path / "coarse", *words, "--products", "HF32")
+    assert coarse.manifest["products"] == {"matmul": "HF32", "conv": "HF32"}
+    assert recorded(tmp_path / "half", *words, "--products", "fp32,TF32").manifest["products"] == {
+        "conv": "TF32"
+    }
+    plain = recorded(tmp_path / "plain", *words)
+    assert "products" not in plain.manifest
+    status, text = said(capsys, coarse.path, "--report", tmp_path / "report")
+    assert status == 2 and "got products (matmul,conv) of HF32,HF32; expected fp32,fp32" in text
+    errors = []
+    for bundle_ in (coarse, plain):
+        session = Session(pool=ReplayPool(bundle_), products=compare.made_with(bundle_))
+        result = run_case(session, CASES["layers.Linear"], "fp32")
+        session.pool.stop()
+        assert result.passed, report.failure(result)
+        errors.append(result.taps[-1].prop.e_r)
+    assert errors[1] < 1e-6 < 1e-5 < errors[0]  # the control of the first is as coarse as such a device
 
 
 # --- writing
@@ -330,6 +357,11 @@ def test_a_torch_that_does_not_repeat_itself_is_not_recorded(tmp_path, monkeypat
             ["--case", "layers.Linear", "--dtype", "fp32", "--inside", "blocks.9"],
             "--inside blocks.9 fits no stage",
         ),
+        (
+            ["--case", NET, "--dtype", "fp32", "--sample", "9", "--full", "blocks.0", "blocks.O.atn"],
+            "--full blocks.O.atn fits no tap of the chosen cases; expected names or patterns of taps; near it: blocks.",
+        ),
+        (["--products", "HF23"], "--products HF23; got HF23; expected one or two of fp32, HF32, TF32"),
     ],
 )
 def test_a_wrong_choice_is_one_line_and_leaves_nothing(words, message, tmp_path, capsys):

@@ -234,7 +234,7 @@ def device(monkeypatch, seen):
 
 def test_a_calibration_is_stored_and_compared(device, tmp_path, capsys):
     arguments = ["--folder", str(tmp_path / "new")]
-    assert command.main(arguments) == 0 and "none stored for this platform" in capsys.readouterr().out
+    assert command.main(arguments) == 3 and "none stored for this platform" in capsys.readouterr().out
     assert command.main([*arguments, "--store"]) == 0
     (path,) = (tmp_path / "new").iterdir()
     assert path.name == "Ascend_910_B3-8.5-2.10.0.json"

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ms_latte import checkpoint
+from ms_latte.encoders.text_cache import TextCache, save_text_cache
+from ms_latte.encoders.vae import AutoencoderKL
+from ms_latte.models.latte_t2v import LatteT2V
+from ms_latte.random_models import VAE, fill
 from parity import generation
+from parity.harness import generation_mindspore_side as side
 
 DEMO = ["-c", "configs/inference/demo.yaml", "--num_samples", "1", "--num_frames", "8"]
 
@@ -30,37 +36,28 @@ def test_a_video_from_text_features_is_the_same_in_both_frameworks(tmp_path, cap
 
 def test_texts_are_kept_for_torch_where_the_port_encodes_them():
     base = ["-c", "configs/inference/t2v.yaml"]  # which has a prompt
-    assert generation.encodes(base) and generation.encodes([*base, "--prompt_file", "prompts.txt"])
-    assert not generation.encodes([*base, "--embeddings", "text.safetensors"])
-    assert not generation.encodes(DEMO) and not generation.encodes(["--no_such_key", "1"])
+    encodes = lambda *words: side.encodes(side.configuration([*base, *words]))  # noqa: E731
+    assert encodes() and encodes("--prompt_file", "prompts.txt")
+    assert not encodes("--embeddings", "text.safetensors") and not side.encodes(side.configuration(DEMO))
+    assert side.configuration(["--no_such_key", "1"]) is None
 
 
-def test_random_weights_serve_a_published_recipe(tmp_path, monkeypatch, capfd):
-    asked = []
-    monkeypatch.setattr(
-        generation, "run", lambda side, command: asked.append((side, command)) or side != "torch"
-    )
+def test_random_weights_serve_a_published_recipe(tmp_path):
     words = ["-c", "configs/inference/ucf101.yaml", "--model_name", "Latte-S/8", "--image_size", "64"]
-    assert generation.main([*words, "--random-weights"]) == 2  # torch "did not run"
-    (made, maker), (_, port), _ = asked
-    assert made == "random weights" and maker[3:] == ["Latte-S/8", "class", "101", "16", "8", "8"]
-    assert "--checkpoint" in port and port[port.index("--checkpoint") + 1].endswith("latte.pt")
-    assert generation.main(["-c", "configs/inference/t2v.yaml", "--random-weights"]) == 2
-    assert "got model_name LatteT2V" in capfd.readouterr().err
-    generation.make_weights(str(tmp_path), *maker[3:])
-    from ms_latte import checkpoint
+    added = generation.prepared(words, tmp_path, random_weights=True)
+    assert added[::2] == ["--checkpoint", "--vae_checkpoint"]
+    net = checkpoint.load(added[1])
+    assert (net.config["num_classes"], net.config["input_size"]) == (101, [8, 8])
 
-    assert checkpoint.load(tmp_path / generation.NET).config["num_classes"] == 101
+
+def test_random_weights_of_another_model_are_refused(tmp_path, capfd):
+    assert generation.main(["-c", "configs/inference/t2v.yaml", "--random-weights"]) == 2
+    said = capfd.readouterr().err
+    assert "got model_name LatteT2V; expected one of Latte-XL/2" in said and "Traceback" not in said
 
 
 def text_pipeline(folder):
     """A small LatteT2V, the demo's VAE and features of two prompts, in a pipeline's folder."""
-    from ms_latte import checkpoint
-    from ms_latte.demo import VAE, fill
-    from ms_latte.encoders.text_cache import TextCache, save_text_cache
-    from ms_latte.encoders.vae import AutoencoderKL
-    from ms_latte.models.latte_t2v import LatteT2V
-
     rng = np.random.default_rng(7)
     net = LatteT2V(
         num_attention_heads=2,

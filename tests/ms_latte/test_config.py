@@ -96,7 +96,7 @@ def test_values_as_users_write_them(key, text, field, value):
         ("num_frames", "many", "--num_frames: got 'many'"),
         ("num_frames", "0", "1 or more"),
         ("sampling_steps", "1001", "at most 1000"),
-        ("image_size", "250", "nearest 248x248"),
+        ("image_size", "0", "1 or more"),
         ("image_size", "1,2,3", "--image_size"),
         ("sampler", "pndm", "'ddpm', 'ddim', 'euler' or 'dpm++2m'"),
         ("condition", "image", "'none', 'class' or 'text'"),

@@ -52,6 +52,43 @@ def images():
     return lambda: run(model, *t2v_inputs(frames=5, rows=3), use_image_num=2)
 
 
+def prepared_text():
+    """The text goes in once; another one is another argument of the same graph."""
+    model = tiny_t2v()
+    x, t, text = t2v_inputs()
+
+    def call():
+        prepare = (
+            ms.jit(model.prepare_text) if ms.get_context("mode") == ms.GRAPH_MODE else model.prepare_text
+        )
+        outs = []
+        for words in (text, text[::-1].copy()):
+            outs.append(run(model, x, t, ms.mutable(prepare(tensor(words), tensor(MASK)))))
+        return np.stack(outs)
+
+    return call
+
+
+def ada_norm_zero():
+    model = tiny_t2v(num_layers=1, norm_type="ada_norm_zero", num_embeds_ada_norm=9, activation_fn="geglu")
+    return lambda: run(model, *t2v_inputs(), class_labels=np.array([9, 4]))
+
+
+def ada_norm():
+    model = tiny_t2v(num_layers=1, norm_type="ada_norm", num_embeds_ada_norm=9)
+    x, _, text = t2v_inputs()
+    return lambda: run(model, x, np.array([8, 3]), text)
+
+
+def sizes():
+    model = tiny_t2v(num_layers=1, norm_type="layer_norm", use_additional_conditions=True)
+    told = {
+        "resolution": tensor(np.array([[64, 96]])),
+        "aspect_ratio": tensor(np.array([[0.67]], np.float32)),
+    }
+    return lambda: run(model, *t2v_inputs(), added_cond_kwargs=told)
+
+
 def ascend_formulations():
     model = tiny_t2v(num_layers=1)
 
@@ -88,6 +125,10 @@ CASES = (
     another_size,
     masked,
     images,
+    prepared_text,
+    ada_norm_zero,
+    ada_norm,
+    sizes,
     ascend_formulations,
     emulated,
     recomputed_gradients,

@@ -7,8 +7,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from ms_latte.models.attention import text_bias, text_rows
 from ms_latte.models.blocks import BasicTransformerBlock, BasicTransformerBlock_, LatteT2VBlock
-from ms_latte.models.latte_t2v import LatteT2V, init_weights, text_bias, text_rows
+from ms_latte.models.latte_t2v import LatteT2V, init_weights
 from ms_latte.models.layers import TokenLayout
 from ms_latte.models.mlp import FeedForward
 from ms_latte.models.positional import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed
@@ -261,6 +262,84 @@ def test_timestep_is_required_and_integer_or_float(model):
         model.transformer_blocks[0](tensor(normal(2, 5, 48)))
 
 
+# --- text prepared once
+
+
+PREPARED = {
+    "plain": (dict(), {}, {}),
+    "masked": (dict(), dict(encoder_attention_mask=MASK), {}),
+    "bias per frame": (dict(), dict(encoder_attention_bias=normal(6, 1, 7)), dict(frames=3)),
+    "images": (dict(frames=5, rows=3), dict(encoder_attention_mask=JOINT_MASK), dict(use_image_num=2)),
+}
+
+
+@pytest.mark.parametrize("compute", ["fp64", "fp32", "emulated bf16", "fp16"])
+@pytest.mark.parametrize("case", PREPARED)
+def test_prepared_text_gives_the_same_bits(case, compute):
+    """At every step and for every latent: the text, its mask and its projections go in once."""
+    name = compute.rsplit(" ", 1)[-1]
+    rounding = "emulated" if "emulated" in compute else "native"
+    model = tiny_t2v(precision=Precision(name, rounding=rounding))
+    sizes, masks, prepare_only = PREPARED[case]
+    x, t, text = t2v_inputs(**sizes)
+    images = {name: value for name, value in prepare_only.items() if name == "use_image_num"}
+    given = {name: tensor(value) for name, value in masks.items()}
+    prepared = model.prepare_text(tensor(text), **given, **prepare_only)
+    assert len(prepared) == len(model.transformer_blocks) + bool(masks)
+    for step in (t, t // 2):
+        for latent in (x, x[::-1].copy()):
+            expected = run(model, latent, step, text, **masks, **images)
+            assert np.array_equal(run(model, latent, step, prepared, **images), expected)
+
+
+def test_prepared_text_that_does_not_fit_is_named(model):
+    x, t, text = t2v_inputs()
+    prepared = model.prepare_text(tensor(text), tensor(MASK))
+    with pytest.raises(ValueError, match="give the mask to prepare_text"):
+        run(model, x, t, prepared, encoder_attention_mask=MASK)
+    for rows in (text[:1], text[[0, 1, 0, 1]]):
+        with pytest.raises(ValueError, match=f"{len(rows)} rows of text for 2 samples and 0 images"):
+            run(model, x, t, model.prepare_text(tensor(rows)))
+
+
+# --- norm types and size conditions
+
+
+OTHER_NORMS = {
+    "layer_norm": {},
+    "ada_norm": dict(timestep=np.array([7, 3])),
+    "ada_norm_zero": dict(class_labels=np.array([9, 4])),
+}
+
+
+@pytest.mark.parametrize("norm_type", OTHER_NORMS)
+def test_norm_types_give_every_sample_its_own_condition(norm_type):
+    """diffusers hands its blocks the modulation in place of the timestep and cannot run the last two."""
+    model = tiny_t2v(norm_type=norm_type, num_embeds_ada_norm=9, norm_elementwise_affine=True)
+    x, t, text = t2v_inputs()
+    named = {"timestep": t, **OTHER_NORMS[norm_type]}
+    out = run(model, x, encoder_hidden_states=text, **named)
+    for i in range(2):
+        one = slice(i, i + 1)
+        alone = {name: value[one] for name, value in named.items()}
+        assert relative_l2(out[one], run(model, x[one], encoder_hidden_states=text[one], **alone)) <= SAME
+    changed = {name: value[::-1].copy() for name, value in named.items()}
+    assert relative_l2(run(model, x, encoder_hidden_states=text, **changed), out) > 1e-3
+
+
+def test_size_conditions_reach_the_net():
+    model, (x, t, text) = tiny_t2v(use_additional_conditions=True), t2v_inputs()
+    sizes = {
+        "resolution": tensor(np.array([[64, 96]])),
+        "aspect_ratio": tensor(np.array([[0.67]], np.float32)),
+    }
+    out = run(model, x, t, text, added_cond_kwargs=sizes)
+    wider = {**sizes, "resolution": tensor(np.array([[64, 128]]))}
+    assert relative_l2(run(model, x, t, text, added_cond_kwargs=wider), out) > 1e-3
+    with pytest.raises(ValueError, match="needs added_cond_kwargs"):
+        run(model, x, t, text)
+
+
 # --- images behind the video
 
 
@@ -361,9 +440,24 @@ def test_recompute_changes_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        (dict(activation_fn="geglu"), "activation_fn 'geglu' is not built yet"),
-        (dict(norm_type="layer_norm"), "norm_type 'layer_norm' is not built yet"),
-        (dict(norm_type="ada_norm_zero"), "norm_type 'ada_norm_zero' is not built yet"),
+        (
+            dict(activation_fn="relu"),
+            "activation_fn is 'relu'; expected one of geglu, gelu, gelu-approximate",
+        ),
+        (
+            dict(norm_type="layernorm"),
+            "norm_type is 'layernorm'; expected one of ada_norm_single, layer_norm",
+        ),
+        (dict(norm_type="ada_norm_zero"), "'ada_norm_zero' needs num_embeds_ada_norm"),
+        (
+            dict(
+                use_additional_conditions=True,
+                attention_head_dim=10,
+                cross_attention_dim=40,
+                num_attention_heads=4,
+            ),
+            "size_emb_dim 13 must be a third of embedding_dim 40",
+        ),
         (dict(dropout=0.1), "dropout 0.1 is not built yet"),
         (dict(cross_attention_dim=40), "cross_attention_dim 40 differs"),
         (dict(in_channels=None, patch_size=None), "needs in_channels, patch_size"),
@@ -395,8 +489,9 @@ def test_latte_t2v_block_is_public():
 def test_init_weights_equals_the_twin():
     import torch_ref.models.latte_t2v as twin
 
-    for affine in (False, True):
-        config = {**LATTE_T2V, "norm_elementwise_affine": affine}
+    others = (dict(norm_type="ada_norm"), dict(norm_type="ada_norm_zero", use_additional_conditions=True))
+    for changes in ({}, dict(norm_elementwise_affine=True), *others):
+        config = {**LATTE_T2V, "num_embeds_ada_norm": 9, **changes}
         ours, theirs = LatteT2V(**config), twin.LatteT2V(**config)
         init_weights(ours, np.random.default_rng(3))
         twin.init_weights(theirs, np.random.default_rng(3))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ms_latte import device
-from ms_latte.models import attention, blocks, constants, embeddings, layers, mlp, positional
+from ms_latte.models import attention, blocks, constants, embeddings, layers, mlp, norms, positional
 from ms_latte.models.precision import Precision
 from tests.helpers import normal, relative_l2
 from tests.ms_latte.tiny import SAME, fill, parameters, run, tensor
@@ -172,20 +172,75 @@ def test_timestep_sinusoid_is_float32_before_it_is_rounded():
     assert odd.shape == (3, 7) and not odd[:, -1].any()
 
 
-def test_size_conditions_are_refused():
-    """No released Latte weights carry the resolution and aspect-ratio embedders."""
-    for build in (
-        lambda: embeddings.CombinedTimestepSizeEmbeddings(48, 16, use_additional_conditions=True),
-        lambda: embeddings.AdaLayerNormSingle(48, use_additional_conditions=True),
-    ):
-        with pytest.raises(ValueError, match="use_additional_conditions=True"):
-            build()
-    layer = fill(embeddings.AdaLayerNormSingle(48))
-    t = np.array([1, 2])
-    modulation, embedded = layer(tensor(t), {"resolution": None, "aspect_ratio": None}, batch_size=2)
-    assert modulation.shape == (2, 288) and embedded.shape == (2, 48)
-    with pytest.raises(ValueError, match="resolution and aspect_ratio were given"):
-        layer(tensor(t), {"resolution": tensor(normal(2, 2)), "aspect_ratio": tensor(normal(2, 1))})
+def size_embedder(**options):
+    return fill(embeddings.CombinedTimestepSizeEmbeddings(48, 16, use_additional_conditions=True, **options))
+
+
+def test_size_conditions_reach_the_timestep():
+    """Height, width and aspect ratio, each with a third of the width; rows of their own or as guidance stacks them."""
+    layer, t = size_embedder(), tensor(np.array([1, 2, 1, 2]))
+    resolution, ratio = np.array([[64, 96], [40, 32]]), np.array([[0.67], [1.25]], np.float32)
+    out = layer(t, tensor(resolution), tensor(ratio)).asnumpy()
+    plain = layer.timestep_embedder(embeddings.timestep_embedding(t, 256)).asnumpy()
+    third = lambda cell, size: cell(embeddings.timestep_embedding(tensor(size), 256)).asnumpy()  # noqa: E731
+    height, width = (third(layer.resolution_embedder, resolution[:, i].copy()) for i in (0, 1))
+    sizes = np.concatenate([height, width, third(layer.aspect_ratio_embedder, ratio[:, 0].copy())], axis=1)
+    assert relative_l2(out - plain, np.tile(sizes, (2, 1))) <= 1e-6  # float32
+    whole = layer(t, tensor(np.tile(resolution, (2, 1))), tensor(np.tile(ratio, (2, 1)))).asnumpy()
+    assert np.array_equal(whole, out)
+    modulation, embedded = fill(embeddings.AdaLayerNormSingle(48, use_additional_conditions=True))(
+        t, {"resolution": tensor(resolution), "aspect_ratio": tensor(ratio)}
+    )
+    assert modulation.shape == (4, 288) and embedded.shape == (4, 48)
+
+
+def test_size_conditions_are_never_cut_to_integers():
+    """An aspect ratio of 0.67 is not 0, whatever the type of the numbers beside it."""
+    layer, t, resolution = size_embedder(), tensor(np.array([1])), tensor(np.array([[64, 96]]))
+    outs = [layer(t, resolution, tensor(np.array([[r]], np.float32))).asnumpy() for r in (0.0, 0.67)]
+    assert relative_l2(outs[0], outs[1]) > 1e-3
+    assert np.array_equal(
+        layer(t, resolution.astype(ms.float32), tensor(np.zeros((1, 1), np.float32))).asnumpy(), outs[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: embeddings.CombinedTimestepSizeEmbeddings(48, 15, True), "size_emb_dim 15 must be a third"),
+        (
+            lambda: size_embedder()(tensor(np.array([1, 2]))),
+            r"needs added_cond_kwargs with resolution \(B, 2\)",
+        ),
+        (
+            lambda: size_embedder()(tensor(np.array([1, 2])), tensor(normal(3, 2)), tensor(normal(2, 1))),
+            r"shape \(3, 2\) for 2 samples; expected resolution \(2, 2\)",
+        ),
+        (
+            lambda: size_embedder()(tensor(np.array([1, 2])), tensor(normal(2, 2)), tensor(normal(2, 2))),
+            r"shape \(2, 2\) for 2 samples",
+        ),
+        (
+            lambda: embeddings.AdaLayerNormSingle(48)(
+                tensor(np.array([1])),
+                {"resolution": tensor(normal(1, 2)), "aspect_ratio": tensor(normal(1, 1))},
+            ),
+            "resolution and aspect_ratio were given",
+        ),
+    ],
+)
+def test_size_conditions_that_do_not_fit_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_adaln_single_takes_no_conditions():
+    """None and a dict of None are one thing."""
+    layer, t = fill(embeddings.AdaLayerNormSingle(48)), tensor(np.array([1, 2]))
+    expected = layer(t)
+    for conditions in (None, {"resolution": None, "aspect_ratio": None}):
+        for got, value in zip(layer(t, conditions, batch_size=2), expected, strict=True):
+            assert np.array_equal(got.asnumpy(), value.asnumpy())
 
 
 # --- activations
@@ -227,13 +282,19 @@ def test_models_use_the_tanh_form():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: mlp.FeedForward(8, activation_fn="geglu"), "'geglu' is not built yet"),
         (lambda: mlp.FeedForward(8, dropout=0.1), "dropout 0.1"),
         (lambda: attention.DotProductAttention(16, "sdpa"), "'sdpa'; expected one of math, flash"),
-        (lambda: blocks.BasicTransformerBlock(48, 3, 16, norm_type="ada_norm"), "norm_type 'ada_norm'"),
+        (
+            lambda: blocks.BasicTransformerBlock(48, 3, 16, norm_type="ada_norm"),
+            "'ada_norm' needs num_embeds_ada_norm",
+        ),
+        (
+            lambda: blocks.BasicTransformerBlock(48, 3, 16, norm_type="rms_norm"),
+            "'rms_norm'; expected one of ada_norm_single, layer_norm, ada_norm, ada_norm_zero",
+        ),
         (
             lambda: blocks.BasicTransformerBlock(48, 3, 16, activation_fn="swiglu"),
-            "'swiglu' is not built yet",
+            "'swiglu'; expected one of geglu, gelu, gelu-approximate",
         ),
         (lambda: Precision("fp8"), "Precision.compute is 'fp8'; expected one of fp64"),
         (lambda: Precision(islands="fp16"), "Precision.islands is 'fp16'"),
@@ -245,10 +306,27 @@ def test_refused_by_name(build, message):
         build()
 
 
-def test_ada_layer_norm_takes_one_timestep():
-    layer = fill(layers.AdaLayerNorm(48, 10))
-    with pytest.raises(ValueError, match=r"shape \(\), got \(2,\)"):
-        run(layer, normal(2, 5, 48), np.array([1, 2]))
+def test_ada_layer_norm_takes_a_timestep_for_each_sample():
+    """One for all or one a sample, whole numbers of its table."""
+    layer, x = fill(norms.AdaLayerNorm(48, 10)), normal(2, 5, 48)
+    each = run(layer, x, np.array([7, 2]))
+    for i, t in enumerate((7, 2)):
+        assert relative_l2(each[i : i + 1], run(layer, x[i : i + 1], np.array(t))) <= SAME
+    assert np.array_equal(run(layer, x.reshape(10, 48), np.array([7, 2])), each.reshape(10, 48))
+    with pytest.raises(ValueError, match="3 condition rows over 10 tokens"):
+        run(layer, x, np.array([1, 2, 3]))
+    with pytest.raises(ValueError, match="expected whole numbers, got Float32"):
+        run(layer, x, np.array([1.5, 2.0], np.float32))
+
+
+@pytest.mark.parametrize("norm_type", ["ada_norm", "ada_norm_zero"])
+def test_block_needs_what_its_norms_read(norm_type):
+    block = fill(blocks.BasicTransformerBlock(48, 3, 16, norm_type=norm_type, num_embeds_ada_norm=9))
+    with pytest.raises(ValueError, match="timestep is required"):
+        run(block, normal(2, 5, 48))
+    if norm_type == "ada_norm_zero":
+        with pytest.raises(ValueError, match="needs class_labels"):
+            run(block, normal(2, 5, 48), timestep=np.array([1, 2]))
 
 
 @pytest.mark.parametrize("attend", ["space", "time", "sample"])

@@ -42,10 +42,24 @@ def test_latte_has_one_name_each(condition):
     assert_one_name_each(Latte(**LATTE, condition=condition))
 
 
-@pytest.mark.parametrize("changes", [{}, dict(use_recompute=True), dict(norm_elementwise_affine=True)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(use_recompute=True),
+        dict(norm_elementwise_affine=True),
+        dict(norm_type="layer_norm", activation_fn="geglu"),
+        dict(norm_type="ada_norm", num_embeds_ada_norm=9),
+        dict(norm_type="ada_norm_zero", num_embeds_ada_norm=9, use_additional_conditions=True),
+    ],
+)
 def test_latte_t2v_has_one_name_each(changes):
     model = LatteT2V(**{**LATTE_T2V, **changes})
     assert_one_name_each(model)
+    expected = twin.LatteT2V(
+        **{**LATTE_T2V, **changes}
+    ).state_dict()  # tests/torch_ref compares it with diffusers
+    assert shapes(model) == {name: tuple(value.shape) for name, value in expected.items()}
     assert {name.split(".")[0] for name in shapes(model)} == {
         "pos_embed",
         "transformer_blocks",

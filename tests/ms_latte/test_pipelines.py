@@ -146,6 +146,56 @@ def test_guidance_by_text_is_the_pipelines_batch():
     assert relative_l2(found, expected.asnumpy().transpose(0, 2, 1, 3, 4)) <= 4 * SAME
 
 
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_text_is_projected_once_for_all_steps(scale):
+    """Caption projection, keys and values of every block: one call in three steps, the bits of three."""
+    pipeline, (words, negative), calls = text_pipeline(), text(1), []
+    model, projections = pipeline.model, [pipeline.model.caption_projection]
+    for block in model.transformer_blocks:
+        projections += [block.attn2.to_k, block.attn2.to_v]
+    hooks = [
+        cell.register_forward_hook(lambda *_, i=i: calls.append(i)) for i, cell in enumerate(projections)
+    ]
+    found = pipeline.sample([1], words, MASK[:1], negative, scale)
+    assert sorted(calls) == list(range(len(projections))) and len(pipeline.sampler.timesteps) == 3
+    for hook in hooks:
+        hook.remove()
+    rows = np.concatenate([negative, words]) if scale != 1.0 else words
+    mask = np.repeat(MASK[:1], len(rows), axis=0)
+
+    class Raw:
+        """The model, fed with the text itself in every step."""
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def prepare_text(self, *_):
+            return (tensor(rows),)
+
+        def __call__(self, x, t, prepared, **flag):
+            return model(x, t, prepared[0], encoder_attention_mask=tensor(mask), **flag)
+
+    pipeline.model = Raw()
+    assert np.array_equal(pipeline.sample([1], words, MASK[:1], negative, scale), found)
+
+
+def test_the_size_of_the_frames_is_told_to_who_asks():
+    model, (words, negative) = tiny_t2v(use_additional_conditions=True), text(1)
+    pipeline = TextToVideoPipeline(model, make_sampler("ddim", 1, channel_axis=1))
+    noise = normal(1, 3, 4, 8, 12, seed=4)
+    found = pipeline.sample([1], words, MASK[:1], negative, 4.0, latent_size=(8, 12), noise=noise)
+    x, t = noise.transpose(0, 2, 1, 3, 4).copy(), np.full(1, pipeline.sampler.timesteps[0])
+    sizes = {
+        "resolution": tensor(np.array([[64, 96]])),
+        "aspect_ratio": tensor(np.array([[8 / 12]], np.float32)),
+    }
+    named = dict(encoder_attention_mask=MASK[:1], added_cond_kwargs=sizes)
+    cond, null = (run(model, x, t, rows.copy(), **named) for rows in (words, negative))
+    guided = (null + 4.0 * (cond - null)).astype(np.float32)
+    expected, _ = pipeline.sampler.step(0, tensor(x), tensor(guided))
+    assert relative_l2(found, expected.asnumpy().transpose(0, 2, 1, 3, 4)) <= 4 * SAME
+
+
 def test_a_single_frame_is_an_image():
     words, negative = text(1)
     found = text_pipeline().sample([1], words, MASK[:1], negative, 4.0, num_frames=1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ms_latte import checkpoint, demo, jobs, sample, video_io
+from ms_latte import checkpoint, jobs, random_models, sample, video_io
 from ms_latte.config import ConfigError, build, dump
 from ms_latte.encoders.text_cache import TextCache, save_text_cache
 from ms_latte.parts import check_told, find_parts, settings
@@ -33,7 +33,8 @@ def files(tmp_path_factory):
     checkpoint.save(tiny_latte(condition="class", depth=2), folder / "class.safetensors")
     checkpoint.save(tiny_t2v(num_layers=1), folder / "text.safetensors")
     checkpoint.save(
-        demo.fill(AutoencoderKL(**demo.VAE), np.random.default_rng(1)), folder / "vae.safetensors"
+        random_models.fill(AutoencoderKL(**random_models.VAE), np.random.default_rng(1)),
+        folder / "vae.safetensors",
     )
     return folder
 
@@ -167,6 +168,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(files, tmp_path, capsys)
             "--model_name Latte-XL/2, but the checkpoint holds",
         ),
         (("--image_size", "72"), "multiples of 16"),
+        (("--image_size", "60"), "expected multiples of 8 (the VAE's factor); nearest 64x64"),
         (("--checkpoint", tmp_path / "none.pt"), "does not exist"),
         (("--vae_checkpoint", files / "class.safetensors"), "expected a VAE"),
         (("--checkpoint", files / "vae.safetensors"), "expected a Latte"),

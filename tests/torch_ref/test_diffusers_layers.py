@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import Attention as TheirAttention
 
 from parity.harness.weights import random_state
 from tests.helpers import normal, relative_l2
-from torch_ref.models import attention, blocks, embeddings, layers, mlp, positional
+from torch_ref.models import attention, blocks, embeddings, mlp, norms, positional
 from torch_ref.models.layers import TokenLayout
 from torch_ref.models.precision import Precision
 
@@ -103,7 +103,7 @@ def test_cross_attention_repeats_text_in_runs(precision, rows, bias_rows):
 
 
 @both
-@pytest.mark.parametrize("activation", ["gelu-approximate", "gelu"])
+@pytest.mark.parametrize("activation", ["gelu-approximate", "gelu", "geglu"])
 @torch.no_grad()
 def test_feed_forward(precision, activation):
     ours = mlp.FeedForward(D, mult=3, activation_fn=activation, precision=Precision(precision))
@@ -158,6 +158,47 @@ def test_block(precision, affine, kind):
         # measured against the query bias of the same attention.
         scale = expected_gradients[name.replace("to_k.bias", "to_q.bias")].norm()
         assert (got_gradients[name] - value).norm() <= GRADIENTS[precision] * scale, name
+
+
+NORM_CASES = {  # norm type -> what both blocks are told, precisions that their sinusoid has
+    "layer_norm": (dict(), ["fp32", "fp64"]),
+    "ada_norm": (dict(timestep=torch.tensor(4)), ["fp32", "fp64"]),
+    "ada_norm_zero": (
+        dict(timestep=torch.tensor([0, 7, 4, 90]), class_labels=torch.tensor([3, 9, 0, 10])),
+        ["fp32"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["spatial", "temporal"])
+@pytest.mark.parametrize(
+    ("norm_type", "precision"), [(name, kind) for name, (_, kinds) in NORM_CASES.items() for kind in kinds]
+)
+@torch.no_grad()
+def test_block_of_other_norm_types(norm_type, precision, kind):
+    told, _ = NORM_CASES[norm_type]
+    cross = 20 if kind == "spatial" else None
+    shared = dict(activation_fn="geglu", attention_bias=True, norm_type=norm_type, norm_eps=1e-4)
+    shared |= dict(num_embeds_ada_norm=10)
+    if kind == "spatial":
+        ours = blocks.BasicTransformerBlock(
+            D, HEADS, 16, cross_attention_dim=cross, **shared, precision=Precision(precision)
+        )
+    else:
+        ours = blocks.TemporalTransformerBlock(D, HEADS, 16, **shared, precision=Precision(precision))
+    theirs = their_attention.BasicTransformerBlock(D, HEADS, 16, cross_attention_dim=cross, **shared)
+    ours, theirs = same_weights(ours, theirs, precision)
+    x, text = tensor(4, 5, D, precision=precision), tensor(4, L, 20, precision=precision, seed=1)
+    named = dict(encoder_hidden_states=text) if cross else {}
+    expected = theirs(x, **named, **told)
+    assert relative_l2(ours(x, **named, **told), expected) <= TOLERANCE[precision]
+    if norm_type == "ada_norm":  # theirs knows one timestep for all samples; ours also one for each
+        t = torch.tensor([4, 0, 9, 4])
+        each = [
+            theirs(x[i : i + 1], timestep=t[i], **{n: v[i : i + 1] for n, v in named.items()})
+            for i in range(4)
+        ]
+        assert relative_l2(ours(x, timestep=t, **named), torch.cat(each)) <= TOLERANCE[precision]
 
 
 # --- embeddings
@@ -271,6 +312,42 @@ def test_combined_timestep_size_embeddings():
     assert relative_l2(ours(t), expected) <= TOLERANCE["fp32"]
 
 
+SIZES = dict(  # small numbers, see `test_timestep_embedding`
+    resolution=torch.tensor([[64.0, 96.0], [3.0, 90.0], [17.5, 8.0]]),
+    aspect_ratio=torch.tensor([[0.67], [0.033], [2.19]]),
+)
+
+
+@torch.no_grad()
+def test_size_conditions():
+    """Alone and through adaLN-single; float32 only."""
+    t = torch.tensor([0, 7, 99])
+    ours = embeddings.CombinedTimestepSizeEmbeddings(D, D // 3, use_additional_conditions=True)
+    theirs = their_embeddings.PixArtAlphaCombinedTimestepSizeEmbeddings(
+        D, D // 3, use_additional_conditions=True
+    )
+    ours, theirs = same_weights(ours, theirs, "fp32")
+    expected = theirs(t, **SIZES, batch_size=3, hidden_dtype=torch.float32)
+    assert relative_l2(ours(t, **SIZES), expected) <= TOLERANCE["fp32"]
+    ours = embeddings.AdaLayerNormSingle(D, use_additional_conditions=True)
+    theirs = their_normalization.AdaLayerNormSingle(D, use_additional_conditions=True)
+    ours, theirs = same_weights(ours, theirs, "fp32")
+    expected = theirs(t, SIZES, batch_size=3, hidden_dtype=torch.float32)
+    for got, value in zip(ours(t, SIZES), expected, strict=True):
+        assert relative_l2(got, value) <= TOLERANCE["fp32"]
+
+
+@torch.no_grad()
+def test_combined_timestep_label_embeddings():
+    """float32 only; the frequencies of this sinusoid are those of downscale_freq_shift 1."""
+    ours = embeddings.CombinedTimestepLabelEmbeddings(7, D)
+    theirs = their_embeddings.CombinedTimestepLabelEmbeddings(7, D)
+    ours, theirs = same_weights(ours, theirs, "fp32")
+    t, labels = torch.tensor([0, 7, 99]), torch.tensor([0, 7, 3])
+    expected = theirs(t, labels, hidden_dtype=torch.float32)
+    assert relative_l2(ours(t, labels), expected) <= TOLERANCE["fp32"]
+
+
 @both
 @torch.no_grad()
 def test_timestep_embedding_mlp(precision):
@@ -294,10 +371,21 @@ def test_ada_layer_norm_single():
         assert relative_l2(got, value) <= TOLERANCE["fp32"]
 
 
+@torch.no_grad()
+def test_ada_layer_norm_zero():
+    """float32 only, as their sinusoid. Its three vectors of the feed-forward come out beside the normed tokens."""
+    ours, theirs = norms.AdaLayerNormZero(D, 10), their_normalization.AdaLayerNormZero(D, 10)
+    ours, theirs = same_weights(ours, theirs, "fp32")
+    x, t, labels = tensor(2, 5, D, precision="fp32"), torch.tensor([3, 90]), torch.tensor([10, 2])
+    expected = theirs(x, t, labels, hidden_dtype=torch.float32)
+    for got, value in zip(ours(x, t, labels), expected, strict=True):
+        assert relative_l2(got, value) <= TOLERANCE["fp32"]
+
+
 @both
 @torch.no_grad()
 def test_ada_layer_norm(precision):
-    ours = layers.AdaLayerNorm(D, 10, norm_eps=1e-3, precision=Precision(precision))
+    ours = norms.AdaLayerNorm(D, 10, norm_eps=1e-3, precision=Precision(precision))
     theirs = their_normalization.AdaLayerNorm(D, 10, norm_eps=1e-3)
     ours, theirs = same_weights(ours, theirs, precision)
     x, t = tensor(2, 5, D, precision=precision), torch.tensor(4)

@@ -65,6 +65,7 @@ CASES = {
     "erf": (dict(activation_fn="gelu"), {}),
     "affine": (dict(norm_elementwise_affine=True, norm_eps=1e-5), {}),
     "no_attention_bias": (dict(attention_bias=False), {}),
+    "layer_norm": (dict(norm_type="layer_norm", norm_elementwise_affine=True, activation_fn="geglu"), {}),
     "no_sigma": (dict(out_channels=None), {}),
 }
 

@@ -53,7 +53,9 @@ def test_latte_t2v_names():
     assert sum(value.numel() for value in ours.parameters()) == 1_057_246_880  # measured on the originals
 
 
-def test_affine_norms_have_the_published_names():
+@pytest.mark.parametrize("norm_type", ["ada_norm_single", "layer_norm", "ada_norm", "ada_norm_zero"])
+@pytest.mark.parametrize("activation_fn", ["gelu", "geglu"])
+def test_names_of_every_norm_type_are_published(norm_type, activation_fn):
     arguments = dict(
         num_layers=2,
         num_attention_heads=3,
@@ -62,9 +64,10 @@ def test_affine_norms_have_the_published_names():
         patch_size=2,
         cross_attention_dim=48,
         caption_channels=20,
-        activation_fn="gelu",
-        norm_type="ada_norm_single",
+        activation_fn=activation_fn,
+        norm_type=norm_type,
         norm_elementwise_affine=True,
+        num_embeds_ada_norm=10,
     )
     with torch.device("meta"):
         assert shapes(LatteT2V(**arguments)) == shapes(LatteTransformer3DModel(**arguments))

@@ -10,18 +10,17 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from torch_ref.models.attention import text_bias, text_rows
 from torch_ref.models.blocks import (
     BasicTransformerBlock,
     TemporalTransformerBlock,
     latte_t2v_block,
-    table_modulation,
 )
 from torch_ref.models.embeddings import AdaLayerNormSingle, CaptionProjection, PatchEmbed
 from torch_ref.models.layers import LayerNorm, Linear, TokenLayout, modulate, unpatchify
+from torch_ref.models.norms import table_modulation
 from torch_ref.models.positional import get_1d_sincos_pos_embed
 from torch_ref.models.precision import Precision
-
-MASKED = -10000.0  # added to the logits of a masked text token, as in the originals; fits float16
 
 
 class LatteT2V(nn.Module):
@@ -30,9 +29,10 @@ class LatteT2V(nn.Module):
     sample_size: int or (h, w), latent size that the position table spans. temporal_interpolation_scale:
     divisor of the temporal positions; None takes the rule of Open-Sora-Plan v1.0 and the tutorial,
     max(video_length // 5, 1); diffusers and official checkpoints need 1.0. per_axis_base_size: rescale rows
-    and columns each by its own base instead of both by the height's. Defaults are those of the published
-    classes and describe no released weights: build from a configuration. Raises ValueError, by name, for what
-    is not built yet.
+    and columns each by its own base instead of both by the height's. norm_type, activation_fn and
+    num_embeds_ada_norm: see `BasicTransformerBlock`. use_additional_conditions: the net is told the size of the
+    frames. Defaults are those of the published classes and describe no released weights: build from a
+    configuration. Raises ValueError, by name, for what does not fit or is not built.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class LatteT2V(nn.Module):
         per_axis_base_size=False,
         enable_flash_attention=False,
         use_recompute=False,
+        use_additional_conditions=False,
         precision=Precision(),
     ):
         super().__init__()
@@ -82,11 +83,13 @@ class LatteT2V(nn.Module):
         if temporal_interpolation_scale is None:
             temporal_interpolation_scale = max(video_length // 5, 1)
         self.inner_dim, self.patch_size, self.in_channels = inner_dim, patch_size, in_channels
+        self.num_attention_heads = num_attention_heads
         self.out_channels = in_channels if out_channels is None else out_channels
         self.video_length, self.temporal_interpolation_scale = (
             video_length,
             float(temporal_interpolation_scale),
         )
+        self.norm_type, self.use_additional_conditions = norm_type, use_additional_conditions
         self.use_recompute, self.precision = use_recompute, precision
         self.config = dict(  # constructor arguments as JSON can hold them; precision is the caller's choice
             num_attention_heads=num_attention_heads,
@@ -110,6 +113,7 @@ class LatteT2V(nn.Module):
             per_axis_base_size=per_axis_base_size,
             enable_flash_attention=enable_flash_attention,
             use_recompute=use_recompute,
+            use_additional_conditions=use_additional_conditions,
         )
 
         self.pos_embed = PatchEmbed(
@@ -131,6 +135,7 @@ class LatteT2V(nn.Module):
             norm_elementwise_affine=norm_elementwise_affine,
             norm_eps=norm_eps,
             enable_flash_attention=enable_flash_attention,
+            num_embeds_ada_norm=num_embeds_ada_norm,
             precision=precision,
         )
         heads = (inner_dim, num_attention_heads, attention_head_dim)
@@ -146,7 +151,7 @@ class LatteT2V(nn.Module):
         self.norm_out = LayerNorm(inner_dim, eps=1e-6, precision=precision)
         self.scale_shift_table = nn.Parameter(torch.zeros(2, inner_dim, dtype=precision.dtype))
         self.proj_out = Linear(inner_dim, patch_size * patch_size * self.out_channels, precision=precision)
-        self.adaln_single = AdaLayerNormSingle(inner_dim, precision=precision)
+        self.adaln_single = AdaLayerNormSingle(inner_dim, use_additional_conditions, precision=precision)
         self.caption_projection = CaptionProjection(caption_channels, inner_dim, precision=precision)
 
     def forward(
@@ -160,15 +165,18 @@ class LatteT2V(nn.Module):
         encoder_attention_bias=None,
         use_image_num=0,
         enable_temporal_attentions=True,
+        class_labels=None,
     ):
         """Predict noise (and variance) for latents.
 
         hidden_states (B, C, F+I, H, W): F video frames, then I = use_image_num images; timestep (B,);
         encoder_hidden_states (B, L, caption_channels), or (B, 1+I, L, caption_channels) with images: the
-        video's text first. encoder_attention_mask: 1 keep / 0 drop, (B, L), or (B, 1+I, L) with images.
-        encoder_attention_bias: ready-made and added to the logits instead, (B, 1, L) or (B*(F+I), 1, L). ->
-        (B, out_channels, F+I, H, W). Raises ValueError for shapes that fit none of these and for
-        attention_mask on the latents.
+        video's text first; or what `prepare_text` made of it and its mask. encoder_attention_mask: 1 keep / 0
+        drop, (B, L), or (B, 1+I, L) with images. encoder_attention_bias: ready-made and added to the logits
+        instead, (B, 1, L) or (B*(F+I), 1, L). added_cond_kwargs: resolution and aspect_ratio as
+        `CombinedTimestepSizeEmbeddings` takes them; class_labels (B,): for norm_type "ada_norm_zero". ->
+        (B, out_channels, F+I, H, W). Raises ValueError for shapes that fit none of these and for attention_mask
+        on the latents.
         """
         B, C, total, H, W = hidden_states.shape
         p, precision = self.patch_size, self.precision
@@ -186,21 +194,30 @@ class LatteT2V(nn.Module):
             raise ValueError(f"use_image_num {use_image_num} leaves no video frame of {total}")
         h, w = H // p, W // p
         layout = TokenLayout(B, total, h * w, "space")
-        bias = text_bias(encoder_attention_mask, encoder_attention_bias, layout, use_image_num, precision)
+        text = encoder_hidden_states
+        if not isinstance(text, (tuple, list)):
+            masks = (encoder_attention_mask, encoder_attention_bias)
+            text = self.prepare_text(text, *masks, use_image_num, total)
+        elif encoder_attention_mask is not None or encoder_attention_bias is not None:
+            raise ValueError("prepared text holds its mask: give the mask to prepare_text")
+        bias = text[-1] if len(text) > len(self.transformer_blocks) else None
+        rows = text[0].shape[1] // self.num_attention_heads
+        if rows not in (B, B * (1 + use_image_num)):
+            raise ValueError(
+                f"encoder_hidden_states has {rows} rows of text for {B} samples and {use_image_num} images; expected "
+                f"({B}, L, C) or ({B}, {1 + use_image_num}, L, C)"
+            )
 
         x = hidden_states.to(precision.dtype).permute(0, 2, 1, 3, 4).reshape(B * total, C, H, W)
         x = self.pos_embed(x).reshape(B * total * h * w, self.inner_dim)  # (B*(F+I)*T, D)
-        modulation, embedded = self.adaln_single(
-            timestep, added_cond_kwargs, batch_size=B
-        )  # (B, 6*D), (B, D)
-        text = text_rows(encoder_hidden_states, layout, use_image_num).to(precision.dtype)
-        text = self.caption_projection(text)  # (B*(1+I), L, D)
+        modulation, embedded = self.adaln_single(timestep, added_cond_kwargs, B)  # (B, 6*D), (B, D)
+        condition = modulation if self.norm_type == "ada_norm_single" else timestep
         temp_pos_embed = self.temporal_positions(total - use_image_num).to(x.device)  # (F, D)
         for i, spatial_block in enumerate(self.transformer_blocks):
             temp_block = self.temporal_transformer_blocks[i]
             table = temp_pos_embed if i == 0 else None
-            flags = (layout, use_image_num, enable_temporal_attentions)
-            arguments = (spatial_block, temp_block, table, x, text, bias, modulation, *flags)
+            flags = (layout, use_image_num, enable_temporal_attentions, class_labels)
+            arguments = (spatial_block, temp_block, table, x, text[i], bias, condition, *flags)
             if self.use_recompute and torch.is_grad_enabled():
                 x = checkpoint(latte_t2v_block, *arguments, use_reentrant=False)
             else:
@@ -213,6 +230,30 @@ class LatteT2V(nn.Module):
         x = unpatchify(x, B * total, h, w, p)
         return x.reshape(B, total, self.out_channels, H, W).permute(0, 2, 1, 3, 4).contiguous()
 
+    def prepare_text(
+        self,
+        encoder_hidden_states,
+        encoder_attention_mask=None,
+        encoder_attention_bias=None,
+        use_image_num=0,
+        frames=1,
+    ):
+        """What the net makes of a text, which no timestep changes: the call takes it instead of the text and its mask,
+        and returns the same bits.
+
+        Arguments as in the call; frames: F+I, of a bias per frame alone. Returns a tuple: keys and values
+        (2, rows * heads, L, head width) of every spatial block in order and, if there is a mask or bias, the bias
+        (rows, L). Raises ValueError as the call.
+        """
+        layout, precision = TokenLayout(encoder_hidden_states.shape[0], frames, 1), self.precision
+        bias = text_bias(encoder_attention_mask, encoder_attention_bias, layout, use_image_num, precision)
+        text = text_rows(encoder_hidden_states, layout, use_image_num).to(precision.dtype)
+        text = self.caption_projection(text)  # (B*(1+I), L, D)
+        prepared = ()
+        for spatial_block in self.transformer_blocks:
+            prepared = prepared + (spatial_block.attn2.project_text(text),)
+        return prepared if bias is None else prepared + (bias,)
+
     def temporal_positions(self, frames):
         """Temporal table (frames, D): positions divided by `temporal_interpolation_scale`; any number of
         frames."""
@@ -220,50 +261,10 @@ class LatteT2V(nn.Module):
         return torch.from_numpy(table).to(self.precision.table_dtype)
 
 
-def text_rows(encoder_hidden_states, layout, use_image_num):
-    """Text as rows: (B, L, C) -> (B, L, C), or with images (B, 1+I, L, C) -> (B*(1+I), L, C).
-
-    (B, L, C) with images gives every frame and image the same text. Raises ValueError for another shape.
-    """
-    shape, B, S = tuple(encoder_hidden_states.shape), layout.batch, 1 + use_image_num
-    if len(shape) == 3 and shape[0] == B:
-        return encoder_hidden_states
-    if len(shape) == 4 and shape[:2] == (B, S):
-        return encoder_hidden_states.reshape(B * S, *shape[2:])
-    raise ValueError(
-        f"encoder_hidden_states {shape} for {B} samples and {use_image_num} images; "
-        f"expected ({B}, L, C) or ({B}, {S}, L, C)"
-    )
-
-
-def text_bias(mask, bias, layout, use_image_num, precision):
-    """The one place where a text mask becomes a bias: (rows, L) in the island type, or None.
-
-    mask 1 keep / 0 drop, (B, L) or (B, 1+I, L); bias ready-made, (B, 1, L) or (B*(F+I), 1, L), first axis
-    free of the middle one too. Raises ValueError for both at once or for other shapes.
-    """
-    if mask is None and bias is None:
-        return None
-    B, frames, S = layout.batch, layout.frames, 1 + use_image_num
-    if mask is not None and bias is not None:
-        raise ValueError("encoder_attention_mask and encoder_attention_bias exclude each other")
-    if mask is not None:
-        shape = tuple(mask.shape)
-        if shape[:-1] not in ((B,), (B, S)):
-            raise ValueError(
-                f"encoder_attention_mask {shape}; expected ({B}, L) or ({B}, {S}, L) of 1 keep / 0 drop; "
-                "a ready-made bias goes into encoder_attention_bias"
-            )
-        return (1 - mask.to(precision.island_dtype).reshape(-1, shape[-1])) * MASKED
-    shape = tuple(bias.shape)
-    if len(shape) != 3 or shape[1] != 1 or shape[0] not in (B, B * frames):
-        raise ValueError(f"encoder_attention_bias {shape}; expected ({B}, 1, L) or ({B * frames}, 1, L)")
-    return bias.to(precision.island_dtype).reshape(shape[0], shape[-1])
-
-
 def init_weights(model, rng):
     """Fill a LatteT2V as the published classes do: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases
-    (the default of torch), N(0, 1) / sqrt(D) for the modulation tables, ones and zeros for affine norms.
+    (the default of torch), N(0, 1) / sqrt(D) for the modulation tables, N(0, 1) for embeddings, ones and zeros
+    for affine norms.
 
     rng: numpy Generator. Parameters are drawn in the order of their sorted names, the same in both
     frameworks.
@@ -273,7 +274,9 @@ def init_weights(model, rng):
         shape = shapes[name]
         if name.endswith("scale_shift_table"):
             value = rng.normal(0.0, 1.0, shape) / shape[1] ** 0.5
-        elif ".norm" in name:
+        elif name.endswith(("emb.weight", "embedding_table.weight")):
+            value = rng.normal(0.0, 1.0, shape)
+        elif name.split(".")[-2].startswith("norm"):
             value = np.ones(shape) if name.endswith("weight") else np.zeros(shape)
         else:
             bound = int(np.prod(shapes[name.rsplit(".", 1)[0] + ".weight"][1:])) ** -0.5

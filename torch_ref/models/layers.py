@@ -140,32 +140,6 @@ class GELU(nn.Module):
         return f"approximate={self.approximate}"
 
 
-class AdaLayerNorm(nn.Module):
-    """LayerNorm modulated by a learned embedding of the timestep.
-
-    x (B, N, D), timestep () -> (B, N, D): every sample shares the timestep, as in diffusers `AdaLayerNorm`
-    (chunk_dim 0; the order is scale, then shift). Raises ValueError for a timestep that is not a scalar.
-    """
-
-    def __init__(self, embedding_dim, num_embeddings, norm_eps=1e-5, precision=Precision()):
-        super().__init__()
-        self.precision = precision
-        self.emb = Embedding(num_embeddings, embedding_dim, precision=precision)
-        self.silu = SiLU(precision=precision)
-        self.linear = Linear(embedding_dim, 2 * embedding_dim, precision=precision)
-        self.norm = LayerNorm(embedding_dim, eps=norm_eps, precision=precision)
-
-    def forward(self, x, timestep):
-        if timestep.ndim != 0:
-            raise ValueError(
-                f"AdaLayerNorm takes one timestep for all samples, shape (), got {tuple(timestep.shape)}"
-            )
-        B, N, D = x.shape
-        scale, shift = self.linear(self.silu(self.emb(timestep.reshape(1)))).chunk(2, dim=1)  # (1, D) each
-        x = self.norm(x.reshape(B * N, D))
-        return modulate(x, shift, scale, self.precision).reshape(B, N, D)
-
-
 def spread(rows, count):
     """Repeat condition rows in runs: (R, D) -> (count, D), each row count // R times in succession.
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch_ref.models.layers import GELU, Linear
 from torch_ref.models.precision import Precision
 
-ACTIVATIONS = {"gelu": "none", "gelu-approximate": "tanh"}
+ACTIVATIONS = ("geglu", "gelu", "gelu-approximate")
 
 
 class Mlp(nn.Module):
@@ -35,24 +35,42 @@ class GELUProjection(nn.Module):
         return self.act(self.proj(x))
 
 
-class FeedForward(nn.Module):
-    """GELUProjection, Linear with diffusers names (net.0.proj, net.2): x (..., dim) -> (..., dim). LatteT2V.
+class GEGLU(nn.Module):
+    """Linear whose second half, through erf GELU, gates the first: x (..., dim_in) -> (..., dim_out). Shazeer 2020."""
 
-    activation_fn: "gelu-approximate" (tanh; all released weights) or "gelu" (erf). Raises ValueError for "geglu" and
-    others, which are not built yet, and for dropout above 0, whose mask would have to be an argument.
+    def __init__(self, dim_in, dim_out, precision=Precision()):
+        super().__init__()
+        self.precision = precision
+        self.proj = Linear(dim_in, 2 * dim_out, precision=precision)
+        self.act = GELU("none", precision=precision)
+
+    def forward(self, x):
+        value, gate = self.proj(x).chunk(2, dim=-1)  # (..., dim_out) each
+        return self.precision.round(value * self.act(gate))
+
+
+class FeedForward(nn.Module):
+    """GELUProjection or GEGLU, then Linear, with diffusers names (net.0.proj, net.2): x (..., dim) -> (..., dim).
+    LatteT2V.
+
+    activation_fn: "gelu-approximate" (tanh; all released weights), "gelu" (erf) or "geglu". Raises ValueError for
+    another word, and for dropout above 0, whose mask would have to be an argument.
     """
 
     def __init__(self, dim, mult=4, dropout=0.0, activation_fn="gelu-approximate", precision=Precision()):
         super().__init__()
         if activation_fn not in ACTIVATIONS:
-            raise ValueError(
-                f"activation_fn {activation_fn!r} is not built yet; expected {' or '.join(ACTIVATIONS)}"
-            )
+            raise ValueError(f"activation_fn is {activation_fn!r}; expected one of {', '.join(ACTIVATIONS)}")
         if dropout:
             raise ValueError(f"dropout {dropout} is not built yet: released weights use 0.0")
+        if activation_fn == "geglu":
+            first = GEGLU(dim, dim * mult, precision=precision)
+        else:
+            approximate = "tanh" if activation_fn == "gelu-approximate" else "none"
+            first = GELUProjection(dim, dim * mult, approximate, precision=precision)
         self.net = nn.ModuleList(
             [
-                GELUProjection(dim, dim * mult, ACTIVATIONS[activation_fn], precision=precision),
+                first,
                 nn.Identity(),  # the originals' dropout: it keeps the index of the next layer
                 Linear(dim * mult, dim, precision=precision),
             ]

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark takes turns, forms the ratios of neighbours, and its rows run; no figure is asserted."""
+
+import pytest
+
+from parity import benchmark, benchmark_generate, benchmark_training
+
+
+def test_sides_take_turns_and_neighbours_make_the_ratio(capsys):
+    asked = []
+
+    def side(name, seconds):
+        answers = iter(seconds)
+
+        def ask(loops):
+            asked.append((name, loops))
+            return next(answers)
+
+        return ask
+
+    # The machine slows down threefold: the ratio of neighbours does not see it.
+    asks = dict(
+        torch=side("torch", [9, 1, 3, 3]),
+        mindspore=side("mindspore", [9, 1.2, 3.6, 4.2]),
+        diffusers=side("diffusers", [9, 2, 6, 6]),
+    )
+    rows = benchmark.in_turns(asks, "a row", 3, 5, goal=1.3)
+    assert asked == [(name, loops) for loops in (1, 5, 5, 5) for name in asks]
+    assert [(row.against, row.ratio, row.low, row.high) for row in rows] == [
+        ("torch", pytest.approx(1.2), pytest.approx(1.2), pytest.approx(1.4)),
+        ("diffusers", pytest.approx(0.6), pytest.approx(0.6), pytest.approx(0.7)),
+    ]
+    said = capsys.readouterr().out
+    assert "goal 1.3: met" in said and "beside diffusers" in said
+    benchmark.in_turns(dict(torch=lambda _: 1.0, mindspore=lambda _: 1.4), "a row", 1, 1, goal=1.3)
+    assert "goal 1.3: MISSED" in capsys.readouterr().out
+
+
+def test_rows_of_generation_run_beside_the_originals(capsys):
+    pytest.importorskip("mindspore")
+    words = ["--parts", "generate", "--tiny", "--repeat", "1"]
+    assert benchmark.main([*words, "--only", "T5", "T2V"]) == 0
+    said = capsys.readouterr().out
+    shown = [line for line in said.splitlines() if " - " in line]
+    names = ("sampling step, LatteT2V", "  beside diffusers", "T5 encoder", "  beside transformers")
+    assert len(shown) == 4 and all(line.startswith(name) for line, name in zip(shown, names, strict=True)), (
+        said
+    )
+    assert "cannot run" not in said and "goal" not in said
+
+
+def test_a_training_step_runs_with_and_without_recompute(capsys):
+    pytest.importorskip("mindspore")
+    assert benchmark.main(["--parts", "training", "--tiny", "--repeat", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("training step, Latte") == 1 and said.count("peak resident host memory") == 3, said
+    assert said.count("blocks recomputed") == 1
+
+
+def test_goals_are_those_of_the_published_table():
+    jobs = [*benchmark_generate.jobs(), *benchmark_training.jobs()]
+    goals = {job.case.name.partition(",")[0]: job.goal for job in jobs}
+    assert goals.pop("training step") == 1.5
+    assert goals == {"sampling step": 1.3, "VAE decode": 1.5, "temporal VAE decode": 1.5, "T5 encoder": 1.3}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--only", "nothing"], "expected a part of one of"), (["--parts", "vae"], "generate")],
+)
+def test_a_wrong_choice_is_told(words, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(words)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
