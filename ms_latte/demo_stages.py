@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ms_latte import loss_curve, shapes, video_io
+from ms_latte import device, loss_curve, shapes, video_io
 from ms_latte.config import ConfigError, dump
 from ms_latte.progress import Progress, clock
 
@@ -86,9 +86,9 @@ def write_clips(config, videos):
 
 def fit_vae(config, path):
     """Fit a small VAE to the frames of the clips and save it; returns its PSNR on frames of other clips, in dB."""
-    from ms_latte import checkpoint, device, small_vae
+    device.select("CPU")  # before MindSpore is loaded
+    from ms_latte import checkpoint, small_vae
 
-    device.select("CPU")
     frames = np.concatenate(
         [shapes.clip(i, config.clip_frames, SIZE, config.seed)[::EVERY] for i in range(config.clips)]
     )

@@ -32,7 +32,8 @@ def draw(steps, values, title):
     width = max(len(values) // SMOOTH, 1)
     mean = np.convolve(values, np.ones(width) / width, "valid")
     middle = steps[width - 1 :]
-    low, high = np.percentile(values, 1) / 1.1, values.max() * 1.1
+    shown = values[values > 0] if (values > 0).any() else np.ones(1)
+    low, high = np.percentile(shown, 1) / 1.1, shown.max() * 1.1
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen = ImageDraw.Draw(image)
 

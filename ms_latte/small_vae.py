@@ -18,10 +18,8 @@ KL_WEIGHT = 1e-4  # keeps latents finite and near the size of one, without blurr
 LOGVAR = -4.6  # of the posterior at first: a tenth of the latents' size
 RATE, WARMUP = 4e-3, 20
 CHUNK = 32  # pictures that are encoded at once
-COMPILED = 100  # steps from which a graph is worth its compilation
-FAST = dict(
-    conv2d="im2col_batch", group_norm="native"
-)  # formulations with few launches, for small pictures on the CPU
+# Formulations with few launches, which is what a step on small pictures spends its time on (CPU).
+FAST = dict(conv2d="im2col_batch", group_norm="native")
 
 
 def fresh(rng, **config):
@@ -74,8 +72,6 @@ def fit(vae, pictures, steps, batch_size=4, seed=0, on_step=None):
     shape = (batch_size, vae.latent_channels, *(side // factor_of(vae) for side in pictures.shape[1:3]))
     with device.formulations(**FAST):
         step = Fitting(vae)
-        if steps >= COMPILED:
-            step.construct = ms.jit(step.construct)
         for i in range(steps):
             rng = np.random.default_rng([seed, i])
             x = to_tensor(pictures[rng.integers(len(pictures), size=batch_size)])

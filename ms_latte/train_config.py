@@ -67,6 +67,7 @@ FREE = (
         "log_level",
     ),
     *("tensorboard", "sample_every", "sample_steps", "sample_count", "num_parallel_workers", "max_rowsize"),
+    *("data_folder", "csv_path", "vae_checkpoint"),  # what they hold is compared instead
     *("device_id", "max_device_memory", "profile", "enable_modelarts", "save_ceph", "use_compile"),
 )
 # Keys of the way of computing: a resumed run may change them, equal up to rounding, and is told so.

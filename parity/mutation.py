@@ -42,6 +42,8 @@ QUICK = (
     "softmax_half",
     "mask_sign",
     "cross_attention_missing",
+    "text_projected_once",
+    "adaln_scale_shift",
     "timestep_integer",
     "rows_before_columns",
     "rounding_missing",
@@ -52,6 +54,7 @@ QUICK = (
     "vae_scaling_missing",
     "t5_attention_scaled",
     "pad_same_divisible",
+    "growth_not_restarted",
 )
 
 

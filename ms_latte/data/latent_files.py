@@ -28,7 +28,9 @@ def write_array(folder, name, array):
     path = Path(folder) / name
     digest = hash_of(array)
     with _replacing(path) as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
+        # Not numpy's own writer: on a full disk its error does not say why.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8))
         size = file.tell()
     place = {"file": name, "offset": size - array.nbytes, "size": size}
     return {**place, "dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}

@@ -16,10 +16,15 @@ TO_MODEL = (0, 2, 1, 3, 4)  # (N, F, C, h, w) <-> (N, C, F, h, w)
 
 
 class TextToVideoPipeline:
-    """model: LatteT2V; sampler: of `ms_latte.diffusion.samplers` with channel_axis 1; vae: or None for latents only."""
+    """model: LatteT2V; sampler: of `ms_latte.diffusion.samplers` with channel_axis 1; vae: or None for latents only.
+
+    Keys and values of a text are computed once for all steps, and once for successive samples of one text: give a
+    model whose weights have changed a new pipeline.
+    """
 
     def __init__(self, model, sampler, vae=None):
         self.model, self.sampler, self.vae = model, sampler, vae
+        self.texts, self.prepared = None, None  # of the batch before
 
     def sample(
         self,
@@ -77,7 +82,7 @@ class TextToVideoPipeline:
         return decode(self.vae, latents, scaling_factor, chunk)
 
     def _predict(self, text, mask, scale, enable_temporal_attentions, size):
-        """The model on one text batch, whose keys and values are computed here, once for all steps."""
+        """The model on one text batch, whose keys and values are computed once for all steps."""
         prepared = self._prepare(text, mask)
         named = dict(enable_temporal_attentions=enable_temporal_attentions)
         if self.model.use_additional_conditions:
@@ -93,6 +98,13 @@ class TextToVideoPipeline:
         return plain if scale == 1.0 else guided
 
     def _prepare(self, text, mask):
+        """Keys and values of a batch of texts; where the batch before had the same texts, they serve again."""
+        model, *texts = self.texts or (None, None, None)
+        if model is not self.model or not all(map(np.array_equal, texts, (text, mask))):
+            self.texts, self.prepared = (self.model, text, mask), self._project(text, mask)
+        return self.prepared
+
+    def _project(self, text, mask):
         prepare = self.model.prepare_text
         if ms.get_context("mode") == ms.GRAPH_MODE:  # one graph instead of one for every layer it calls
             prepare = ms.jit(prepare)
@@ -105,10 +117,11 @@ def size_conditions(latent_size):
     """What a model with `use_additional_conditions` is told of latents (h, w): height and width of the frames, eight
     times theirs, and height over width; one row for all samples, as diffusers' `PixArtAlphaPipeline` fills it."""
     h, w = latent_size
-    return {
+    told = {
         "resolution": ms.Tensor([[8.0 * h, 8.0 * w]], ms.float32),
         "aspect_ratio": ms.Tensor([[h / w]], ms.float32),
     }
+    return ms.mutable(told)  # an argument of compiled steps, not a constant of them
 
 
 def guided_batch(features):

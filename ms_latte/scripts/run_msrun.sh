@@ -9,10 +9,12 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 config=$1
 shift
+# shellcheck source-path=SCRIPTDIR
+. "$here/launch.sh"
 
-# --join waits for the workers and ends all of them with an error if one dies. Without it msrun returns at once.
+# --join: wait for the workers, and end all of them with an error if one dies.
 # --bind_core needs a host whose cores the cards share evenly; BIND=True asks for it.
-exec msrun \
+launch \
   --worker_num="${CARDS:-8}" --local_worker_num="${CARDS:-8}" \
   --master_port="${PORT:-8118}" --log_dir="${LOGS:-msrun_log}" \
   --join=True --cluster_time_out="${TIMEOUT:-600}" --bind_core="${BIND:-False}" \

@@ -11,11 +11,13 @@ usage="usage: NODE=0 HOSTS=2 MASTER=ADDRESS [CARDS=8] [PORT=8118] [LOGS=msrun_lo
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 config=$1
 shift
+# shellcheck source-path=SCRIPTDIR
+. "$here/launch.sh"
 cards=${CARDS:-8}
 
 # Seconds until a card gives up on the others; the first step compiles, which may take minutes.
 export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-1200}"
-exec msrun \
+launch \
   --worker_num=$((cards * HOSTS)) --local_worker_num="$cards" --node_rank="$NODE" \
   --master_addr="$MASTER" --master_port="${PORT:-8118}" --log_dir="${LOGS:-msrun_log}" \
   --join=True --cluster_time_out="${TIMEOUT:-1200}" \

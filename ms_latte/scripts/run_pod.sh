@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The workers of one pod of an AscendJob, one process for each card; train_acjob.yaml calls it. Not run on Ascend.
+# The workers of one pod of an AscendJob, one process for each card; train_acjob.yaml calls it.
+# Run on two processes of a CPU beside a scheduler started by hand; not run on Ascend.
 set -euo pipefail
 
 usage="usage: MS_ROLE=MS_WORKER MS_SCHED_HOST= MS_SCHED_PORT= MS_WORKER_NUM= MS_LOCAL_WORKER= MS_NODE_RANK= $0 CONFIG ..."

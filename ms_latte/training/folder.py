@@ -56,10 +56,11 @@ class RunFolder:
     """
 
     def __init__(self, path, resumed=False):
-        self.path, self.resumed, self.handle = Path(path), resumed, None
+        self.path, self.resumed, self.handle, self.created = Path(path), resumed, None, False
 
     def __enter__(self):
         try:
+            self.created = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             held = sorted(p.name for p in self.path.iterdir())
             if held and not self.resumed:
@@ -81,6 +82,8 @@ class RunFolder:
     def __exit__(self, *_):
         if self.handle is not None:
             os.close(self.handle)
+        if self.created and not any(self.path.iterdir()):
+            self.path.rmdir()  # a run that failed before it began leaves nothing behind
 
     def write_config(self, text):
         """The resolved configuration, whole or not at all."""

@@ -151,6 +151,10 @@ class Loop:
             self.draw(position)
         if name is not None or self.plan.draws(position):
             self._start_clock()
+        if stopped:
+            self.cluster.any(
+                False
+            )  # the first process that ends takes all others with it: the writing one last
         return stopped
 
     def _start_clock(self):

@@ -51,7 +51,7 @@ class Preview:
         from ms_latte.models.latte import Latte
         from ms_latte.pipelines.class_to_video import ClassToVideoPipeline
         from ms_latte.pipelines.text_to_video import TextToVideoPipeline
-        from ms_latte.training.build import learns_sigma
+        from ms_latte.training.initial import learns_sigma
 
         model, seeds = self.model, [SEED + k for k in range(self.count)]
         named = {"num_frames": self.frames, "latent_size": self.size}

@@ -152,7 +152,7 @@ def differences(then, now, free=(), host=()):
     then, now: facts with "config", "data", "model"; keys of the configuration in `free` are not compared, those in
     `host` only noted. Cards and batch may change together, as long as a step takes as many samples.
     """
-    refused, noted = [], []
+    refused, noted, now = [], [], json.loads(json.dumps(now))  # as a file holds them
     held, asked = dict(then["config"]), dict(now["config"])
     samples = [then["cards"] * held.pop("train_batch_size"), now["cards"] * asked.pop("train_batch_size")]
     if samples[0] != samples[1]:
@@ -162,7 +162,7 @@ def differences(then, now, free=(), host=()):
             (noted if key in host else refused).append(
                 f"{key} {held.get(key)!r} there, {asked.get(key)!r} now"
             )
-    for part in ("model", "data", "schedule"):
+    for part in ("model", "data", "schedule", "vae"):
         refused += [f"{part} {line}" for line in _compare(then.get(part), now.get(part))]
     return refused, noted
 

@@ -147,13 +147,3 @@ class TrainingStep(nn.Cell):
             state |= {f"accumulated.{n}": value for n, value in zip(names, self.accumulated, strict=True)}
             state["accumulated.count"] = self.count
         return state
-
-
-def compile_step(step):
-    """The step as one compiled graph, called like the step. A new set of shapes is compiled anew."""
-    compiled = ms.jit(step.construct)
-
-    def call(batch):
-        return compiled(ms.mutable(batch))  # a plain dict would be a constant of the graph
-
-    return call

@@ -133,7 +133,8 @@ class CaseResult:
 
     diagnosis: the registered bugs that the first culprit looks like (G4); downstream: what became of its error;
     reproduce: the command that repeats this run; repro: the command that packs the first culprit into one file;
-    kind: what gate G5 judged: "gradients", "drift" or "graph mode"; histogram: of the first culprit's errors.
+    kind: what gate G5 judged: "gradients", "drift", "training" or "graph mode"; histogram: of the first culprit's
+    errors; curves: loss of every step of a training, "port", "ref" and "truth" (NaN: a dropped step).
     """
 
     case: str
@@ -153,6 +154,7 @@ class CaseResult:
     downstream: str = ""
     repro: str = ""
     kind: str = ""
+    curves: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[TapResult]:

@@ -65,7 +65,8 @@ def page(
         "summary": _section(w, "summary", _summary(results, w)),
         "failures": _section(w, "failures", _failures(failed, w)),
         "contract": _section(w, "contract", _contract(results, w)),
-        "nets": _section(w, "nets", tag("p", escape(w("page.how")), class_="dim") + _nets(results, w)),
+        "nets": _section(w, "nets", tag("p", escape(w("page.how")), class_="dim") + _nets(results, w))
+        + _training(results, w),
         "spread": _section(w, "spread", _spreads(results, w)),
         "rules": _section(w, "rules", _rules(w)),
         "all": _section(w, "all", tag("div", "", id="list")),
@@ -409,6 +410,61 @@ def _legend(keys: list[str], left: float, y: float, w: Words) -> str:
         parts.append(tag("text", escape(_curve(key, w)), x=x + 23, y=y, class_="axis"))
         x += 100
     return "".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+def _training(results: list[CaseResult], w: Words) -> str:
+    """Per training: the losses of port and reference in one chart, and how far each is from the truth."""
+    charts = []
+    for result in results:
+        if not result.curves:
+            continue
+        title = " · ".join((result.case, result.dtype, result.form))
+        truth = result.curves["truth"]
+        sides = {key: result.curves[key] for key in ("ref", "port")}
+        apart = {
+            key: [abs(a - t) / abs(t) if t else math.nan for a, t in zip(curve, truth, strict=True)]
+            for key, curve in sides.items()
+            if key == "port" or result.dtype != "fp64"  # the reference in float64 is the truth
+        }
+        charts.append(_lines(f"{title} · {w('page.losses')}", sides, w))
+        charts.append(_lines(f"{title} · {w('page.loss_drift')}", apart, w))
+    return _section(w, "training", tag("div", "".join(charts), class_="charts")) if charts else ""
+
+
+def _lines(title: str, curves: dict[str, list[float]], w: Words) -> str:
+    """An SVG of curves over steps, logarithmic; NaN leaves a gap, zero lies on the lower edge."""
+    wide, high, left, top, right, bottom = 520, 200, 52, 26, 10, 40
+    values = [v for curve in curves.values() for v in curve if 0 < v < math.inf]
+    if not values:
+        return ""
+    low, up = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    up = max(up, low + 1)
+    steps = max(len(curve) for curve in curves.values())
+
+    def down(value: float) -> float:
+        level = low if value == 0 else math.log10(value)
+        return high - bottom - (high - top - bottom) * (min(max(level, low), up) - low) / (up - low)
+
+    parts = [tag("text", escape(title), x=left, y=14, class_="head")]
+    for power in range(low, up + 1, max(1, -(-(up - low) // 6))):
+        y = f"{down(10.0**power):.1f}"
+        parts.append(tag("line", x1=left, x2=wide - right, y1=y, y2=y, class_="grid"))
+        parts.append(tag("text", f"1e{power}", x=left - 5, y=y, class_="tick"))
+    for key, curve in curves.items():
+        pieces = []
+        for i, value in enumerate(curve):
+            if math.isfinite(value):
+                x = left + (wide - left - right) * i / max(steps - 1, 1)
+                joined = "L" if i and math.isfinite(curve[i - 1]) else "M"
+                pieces.append(f"{joined}{x:.1f} {down(value):.1f}")
+        parts.append(tag("path", d="".join(pieces), class_=f"curve {key}"))
+    axis = w("page.axis_steps", count=steps)
+    parts.append(tag("text", escape(axis), x=left, y=high - bottom + 16, class_="axis"))
+    parts.append(_legend(list(curves), left, high - 8, w))
+    return tag("svg", "".join(parts), viewBox=f"0 0 {wide} {high}", role="img", aria_label=title)
 
 
 # ------------------------------------------------------------------------------------------------- distributions

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from parity.harness.emulate import to_grid
-from parity.harness.products import arithmetic
+from parity.harness.products_torch_side import arithmetic
 from parity.harness.worker import Side
 from torch_ref.models.precision import Precision
 

@@ -106,7 +106,7 @@ def rehearse(
         if complete == 0 and (made in MARKS or k + 1 == count):
             found |= _state(side, optimizer, average, start, made)
     table = np.array(numbers)
-    found |= {f"{name} of all steps": table[:, i] for i, name in enumerate(NUMBERS)}
+    found |= {f"{name} curve": table[:, i] for i, name in enumerate(NUMBERS)}
     found["facts"] = np.array(facts)
     return found
 
@@ -170,11 +170,18 @@ def run_training(session: Session, case: Case, dtype: str, form: str = "", mutan
             else ""
         )
         result.contract.append(Check("decisions", not wrong, detail))
+        result.curves = {"port": _losses(ours), "ref": _losses(theirs), "truth": _losses(exact)}
         result.taps = judge_training(ours, theirs, exact, twin, dtype, form)
     except WorkerError as error:
         crashed(session, workers, result, error)
     result.seconds = time.perf_counter() - began
     return result
+
+
+def _losses(found: dict) -> list[float]:
+    """Loss of every micro step, NaN where its gradients were not finite."""
+    losses = found["mse curve"] + found["vb curve"]
+    return np.where(found["facts"][:, FACTS.index("finite")] > 0, losses, np.nan).tolist()
 
 
 def judge_training(

@@ -56,6 +56,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "gate.G3": ("G3 probes", "G3 探针"),
     "gate.G5": ("G5 gradients", "G5 梯度"),
     "gate.drift": ("G5 drift", "G5 漂移"),
+    "gate.training": ("G5 training", "G5 训练"),
     "gate.graph mode": ("G5 graph mode", "G5 图模式"),
     "gate.other": ("{gate}", "{gate}"),
     "ask.G0": (
@@ -110,6 +111,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "check.repeatable": ("repeatable", "可重复"),
     "check.trainable": ("trainable", "可训练"),
     "check.steps": ("steps", "步数"),
+    "check.decisions": ("decisions", "各步决定"),
     "check.graph mode": ("graph mode", "图模式"),
     "check.runs": ("runs", "可运行"),
     # --- headings of tables
@@ -129,6 +131,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "heading.drift": (
         "G5 drift {dtype} over repeated steps, beside a reference started one unit in the last place away",
         "G5 漂移 {dtype}, 多步迭代, 与初值相差 1 ULP 的标杆对照",
+    ),
+    "heading.training": (
+        "G5 training {dtype} over many steps, beside a reference started one unit of float32 away",
+        "G5 训练 {dtype}, 多步训练, 与初值相差 1 ULP (float32) 的标杆对照",
     ),
     "heading.graph mode": ("G5 graph mode against PyNative, {dtype}", "G5 图模式对 PyNative, {dtype}"),
     "heading.other": ("{gate} {dtype}", "{gate} {dtype}"),
@@ -370,6 +376,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "page.axis_depth": ("stages in order of execution", "按执行顺序的各阶段"),
     "page.axis_ratio": ("ratio", "误差比"),
     "page.limit": ("limit", "限值"),
+    "page.training": ("Training", "训练"),
+    "page.losses": ("loss of every step", "各步损失"),
+    "page.loss_drift": ("distance of the loss from the float64 truth", "损失与 float64 真值的相对偏差"),
+    "page.axis_steps": ("{count} micro steps", "{count} 个微步"),
     "page.spread_of": ("{title}: {count} taps", "{title}: {count} 个观测点"),
     "page.values": ("Values of the worst tap: {tap}", "最差层的数值分布: {tap}"),
     "page.copy": ("copy", "复制"),
@@ -474,6 +484,11 @@ REASONS: list[tuple[str, str]] = [
         "第 {step} 步相对真值漂移 {e}, torch {dtype} 为 {r}, 初值相差 1 ULP 时为 {noise}; "
         "允许较大者的 {k} 倍, {allowed} ({gate})",
     ),
+    (
+        "{name}: {e} off, torch {dtype} {r}, started one unit away {noise}; allowed {allowed} ({gate})",
+        "{name}: 误差 {e}, torch {dtype} 为 {r}, 初值相差 1 ULP 时为 {noise}; 允许 {allowed} ({gate})",
+    ),
+    ("micro step {step}: {facts}", "第 {step} 个微步: {facts}"),
     ("step {step} is {e} off; allowed {allowed} ({gate})", "第 {step} 步误差 {e}; 允许 {allowed} ({gate})"),
     ("inside {stage} the port does not run {layers}", "{stage} 内部: 移植侧未运行 {layers}"),
     ("the bits of PyNative", "与 PyNative 逐位相同"),

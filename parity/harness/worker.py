@@ -61,7 +61,7 @@ class Side:
 
         rounding: of `Precision`; form: formulation set (MindSpore); mutant: a bug to inject (MindSpore); lazy: keep
         float32 parameters and widen each only while its layer runs (torch, for the float64 truth of large nets);
-        products: formats other than float32 in which products are taken (torch, see `products`).
+        products: formats other than float32 in which products are taken (torch, see `products_torch_side`).
         """
         self.close()
         self.lazy, self.products = lazy, products or {}

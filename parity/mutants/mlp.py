@@ -69,7 +69,7 @@ MUTANTS = [
         (
             "mlp.GEGLU.construct",
             "value, gate = self.proj(x).chunk(2, axis=-1)",
-            "value, gate = self.proj(x)[..., ::2], self.proj(x)[..., 1::2]",
+            "value, gate = (lambda both: (both[..., ::2], both[..., 1::2]))(self.proj(x))",
         ),
     ),
     mutant(

@@ -94,7 +94,7 @@ MUTANTS = [
         "the average keeps 1 - decay of itself",
         ("ema.ema-updated", SHORT),
         BOTH,
-        ("ema.ema", "1 - decay", "decay"),
+        ("ema.ema", "updated, 1 - decay", "updated, decay"),
     ),
     mutant(
         "ema_every_micro_step",

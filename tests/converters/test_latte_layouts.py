@@ -313,7 +313,7 @@ def test_size_embedders_are_kept(tmp_path, monkeypatch):
     assert "adaln_single.emb.aspect_ratio_embedder.linear_2.bias" in load(ours).tensors
     quietly(ours, back, to=name, verify=True)
     assert contents(back) == contents(source)
-    with pytest.raises(ConversionError, match="cannot hold this LatteT2V.*use_additional_conditions=True"):
+    with pytest.raises(ConversionError, match=r"cannot hold this LatteT2V.*use_additional_conditions=True"):
         quietly(ours, tmp_path / "theirs.safetensors", to="diffusers")
 
 

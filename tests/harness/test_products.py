@@ -17,7 +17,7 @@ from parity.harness.weights import random_state
 from parity.harness.words import Words
 
 torch = pytest.importorskip("torch")
-products = pytest.importorskip("parity.harness.products")
+products = pytest.importorskip("parity.harness.products_torch_side")
 CASES = {case.id: case for case in collect()}
 HF32 = {"matmul": "HF32", "conv": "HF32"}
 LINEAR = replace(

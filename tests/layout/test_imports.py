@@ -10,7 +10,7 @@ from tests.layout.tree import PACKAGES, ROOT, files, imports, module_name
 MAY_IMPORT = {
     "ms_latte": {
         *("mindspore", "numpy", "safetensors", "pydantic", "yaml", "PIL", "rich"),
-        *("av", "sentencepiece", "ftfy", "bs4"),  # extras, imported where they are used
+        *("av", "sentencepiece", "ftfy", "bs4", "tensorboardX"),  # extras, imported where they are used
     },
     "torch_ref": {"torch", "numpy"},
     "converters": {"numpy", "safetensors"},

@@ -36,13 +36,17 @@ EXTRAS = {
         f"ms_latte/training/{name}.py": "the command around the step: files, processes and lines, no arithmetic"
         for name in (
             "build",
+            "feeding",
             "folder",
+            "initial",
             "log",
             "loop",
             "parallel",
             "preview",
             "run",
             "run_state",
+            "session",
+            "sizing",
             "stopping",
         )
     },
@@ -58,7 +62,6 @@ OTHERWISE = {
     },
     "training/ema.py": {"EMA": "holds state: every case of training/step.py averages with it"},
     "training/scaler.py": {"LossScaler": "holds state: every case of training/step.py scales with it"},
-    "training/step.py": {"compile_step": "the same step, tested in tests/ms_latte/test_training_step.py"},
     "training/losses.py": {"condition_kind": "a word, by which `predict` calls the net"},
 }
 # Public names that one twin alone defines, with the reason.
@@ -69,7 +72,6 @@ ONE_SIDED = {
         "FORMULATIONS": "torch has one formulation of everything",
         "UNFOLDED": "memory of a formulation",
     },
-    "ms_latte/training/step.py": {"compile_step": "torch has no graph mode"},
 }
 
 

@@ -18,7 +18,7 @@ from ms_latte.data.latent_store import CacheFolder, places_of, read_manifest
 from tests.helpers import normal
 
 FACTS = {"vae": {"sha256": "ab", "scaling_factor": 0.5}, "image_size": [16, 24]}
-VIDEOS = [(f"walk/{i}", 2 + i) for i in range(4)]
+VIDEOS = [(f"walk/{i}", 2 + i) for i in range(4)]  # name, frames
 
 
 def moments(i, frames):
@@ -210,6 +210,16 @@ def test_a_full_disk_leaves_whole_videos(tmp_path, file_limit, limit):
     assert manifest and manifest.endswith(b"\n")  # no part of a line, in the same process either
     fill(tmp_path / "cache")
     assert content(tmp_path / "cache") == content(tmp_path / "whole")
+
+
+def test_an_array_larger_than_a_buffer_fails_with_its_reason(tmp_path, file_limit):
+    file_limit(8192)
+    with (
+        CacheFolder(tmp_path, FACTS) as cache,
+        pytest.raises(ConfigError, match=r"cannot be saved \(File too large\)"),
+    ):
+        cache.add("long", moments(0, 99), {"label": 0, "caption": ""})
+    assert not list((tmp_path / "latents").iterdir())
 
 
 def test_a_full_disk_while_packing(tmp_path, file_limit):

@@ -158,6 +158,10 @@ def test_text_is_projected_once_for_all_steps(scale):
     ]
     found = pipeline.sample([1], words, MASK[:1], negative, scale)
     assert sorted(calls) == list(range(len(projections))) and len(pipeline.sampler.timesteps) == 3
+    pipeline.sample([2], words.copy(), MASK[:1].copy(), negative, scale)  # another video of the same text
+    assert len(calls) == len(projections)
+    pipeline.sample([1], words + 1, MASK[:1], negative, scale)
+    assert len(calls) == 2 * len(projections)
     for hook in hooks:
         hook.remove()
     rows = np.concatenate([negative, words]) if scale != 1.0 else words

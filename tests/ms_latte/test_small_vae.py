@@ -34,11 +34,13 @@ def test_all_pictures_at_once_are_the_pictures_one_by_one(k, stride, padding):
 def test_fitting_learns_repeats_itself_and_sets_the_scale():
     def fitted():
         vae, losses = small_vae.fresh(np.random.default_rng(0), **TINY), []
-        vae = small_vae.fit(vae, pictures(), 25, seed=3, on_step=lambda i, loss: losses.append(loss))
+        vae = small_vae.fit(
+            vae, pictures(), 8, batch_size=2, seed=3, on_step=lambda i, loss: losses.append(loss)
+        )
         return vae, losses
 
     vae, losses = fitted()
-    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     again, same = fitted()
     assert losses == same and vae.scaling_factor == again.scaling_factor
     mean, _ = vae.encode(small_vae.to_tensor(pictures()))
@@ -57,7 +59,7 @@ def test_the_factor_is_that_of_the_vae():
     vae = small_vae.fresh(np.random.default_rng(0))
     assert (factor_of(vae), factor_of(None)) == (4, 8)
     assert latent_size((32, 20), factor_of(vae)) == (8, 5) and latent_size((32, 40)) == (4, 5)
-    with pytest.raises(ConfigError, match="--image_size 30x32: expected multiples of 4 .* nearest 32x32"):
+    with pytest.raises(ConfigError, match=r"--image_size 30x32: expected multiples of 4 .* nearest 32x32"):
         latent_size((30, 32), 4)
-    with pytest.raises(ConfigError, match="--image_size 3x32: .* nearest 4x32"):
+    with pytest.raises(ConfigError, match=r"--image_size 3x32: .* nearest 4x32"):
         latent_size((3, 32), 4)

@@ -13,7 +13,7 @@ from ms_latte.config import build, find_config
 from ms_latte.train_config import TrainConfig
 
 SCRIPTS = Path(__file__).parents[2] / "ms_latte" / "scripts"
-SHELL = sorted([*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("*.sbatch")])
+SHELL = sorted(p for p in SCRIPTS.iterdir() if p.suffix in (".sh", ".sbatch") and p.name != "launch.sh")
 TOLD = ("MS_NODE_ID", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE")
 
 
@@ -51,8 +51,9 @@ def bench(tmp_path):
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
 def test_syntax_and_usage(path, bench):
     subprocess.run(["bash", "-n", str(path)], check=True)
+    subprocess.run(["bash", "-n", str(SCRIPTS / "launch.sh")], check=True)
     if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", str(path)], check=True)
+        subprocess.run(["shellcheck", "-x", str(path)], check=True)
     lines = path.read_text().splitlines()
     assert "SPDX-License-Identifier: Apache-2.0" in lines[1] and "set -euo pipefail" in lines
     assert any(word in path.read_text() for word in ("Not run", "not run"))
@@ -66,6 +67,10 @@ def test_one_host(bench):
     for word in ("--worker_num=4", "--local_worker_num=4", "--master_port=9000", "--join=True"):
         assert word in calls[0]
     assert f"{SCRIPTS}/../train.py -c C --use_parallel True --epochs 2 |" in calls[0]
+
+
+def test_the_status_of_msrun_is_handed_on(bench):
+    assert bench("run_msrun.sh", "C", STATUS="7")[0] == 7
 
 
 def test_several_hosts(bench):
@@ -102,8 +107,9 @@ def test_a_process_for_every_card(bench, script, tmp_path):
     assert bench(script, "C", **told, STATUS="3")[0] == 3  # a worker that fails ends the job with its status
 
 
-def test_slurm(bench):
+def test_slurm(bench, tmp_path):
     told = dict(SLURM_JOB_NODELIST="x", SLURM_JOB_NUM_NODES="2", SLURM_NODEID="1", SLURM_JOB_ID="7")
+    (tmp_path / "ms_latte").symlink_to(SCRIPTS.parent)  # submitted from the folder of the repository
     code, calls, err = bench("train.sbatch", "C", "--output_path", "out", **told)
     assert code == 0, err
     for word in (
