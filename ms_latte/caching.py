@@ -38,9 +38,8 @@ def run(config, out=None):
     config = settle(config)
     print(f"{report.device}, MindSpore {report.mindspore}, {len(clips)} videos", file=out)
     vae = load_vae(config.vae_checkpoint)
-    latent_size(config.image_size, factor_of(vae))  # refuses other sides, which would lose pixels
+    sides = latent_size(config.image_size, factor_of(vae))  # refuses others, which would lose pixels
     captions = Captions(config, lambda line: print(line, file=out)) if config.condition == "text" else None
-    sides = latent_size(config.image_size, factor_of(vae))
     if config.cache_file_type == "mindrecord":
         _check_pages(config, clips, 2 * vae.latent_channels * sides[0] * sides[1])
     with CacheFolder(config.cache_folder, facts(config, vae, captions), config.verify_cache) as cache:

@@ -39,7 +39,7 @@ REPORT_LIMIT = 20  # names per group in an error
 FLOAT16_LIMIT = 65520.0  # values from here on round to infinity in float16
 
 # Arguments that change no number of a forward pass without dropout: a file and a given model may differ in them.
-INERT = ("class_dropout_prob", "dropout", "dropout_rate", "num_embeds_ada_norm", "force_upcast")
+INERT = ("class_dropout_prob", "dropout", "dropout_rate", "force_upcast")
 # Arguments of the encoders that no tensor shows: what the converters assume without words is no fact of the file.
 UNSEEN = ("scaling_factor", "norm_num_groups", "relative_attention_max_distance", "layer_norm_epsilon")
 # Arguments of the host, not of the weights: never stored.
@@ -234,6 +234,8 @@ def _shapes(entries):
 def _conflicts(model, told):
     """Arguments in which the file and a given model differ, although perhaps no shape shows it."""
     skipped = INERT if model.config.get("condition", "class") == "class" else (*INERT, "num_classes")
+    if model.config.get("norm_type") in ("ada_norm_single", "layer_norm"):
+        skipped = (*skipped, "num_embeds_ada_norm")  # no norm of theirs has embeddings
     if _home(_kind(model)) == "vae":
         skipped = (*skipped, "sample_size")  # a VAE takes any size
     return [

@@ -21,7 +21,7 @@ examples:
   everything, into demo_run
     python -m ms_latte.demo
   half as long
-    python -m ms_latte.demo --train_steps 2000 --vae_steps 400 --output_path short_run
+    python -m ms_latte.demo --train_steps 2000 --vae_steps 500 --output_path short_run
 
 The folder holds videos/ (the clips, <kind>/<number>/<frame>.png), vae.safetensors, latents/ (the cache), train/ (log
 and checkpoints), samples/, and at the end loss_curve.png and real_and_generated.png. An interrupted run goes on where

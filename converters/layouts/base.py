@@ -484,10 +484,11 @@ class Layout:
             )
 
     def _hint(self, name: str, candidates: list[str], config: Config) -> str:
-        for rule in self.rules:
-            if rule.pattern.fullmatch(name):
-                wrong = [f"{k}={v!r}" for k, v in rule.when.items() if config.get(k) != v]
-                return f", belongs to {', '.join(wrong)}" if wrong else ", beyond the last block"
+        matching = [rule.when for rule in self.rules if rule.pattern.fullmatch(name)]
+        if matching:
+            wrong = [[f"{k}={v!r}" for k, v in when.items() if config.get(k) != v] for when in matching]
+            nearest = min(wrong, key=len)
+            return f", belongs to {', '.join(nearest)}" if nearest else ", beyond the last block"
         close = difflib.get_close_matches(name, candidates, 1, cutoff=0.8) if len(name) < 500 else []
         return f", did you mean {close[0]}?" if close else ""
 

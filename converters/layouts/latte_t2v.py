@@ -2,7 +2,8 @@
 """LatteT2V of diffusers (whose names are ours), Vchitect/Latte, Open-Sora-Plan v1.0 and v1.1, and mindone.
 
 Symbols: D width, C and O channels in and out, p patch, X cross-attention width, E caption width, P first MLP
-width, i block pair. Several layouts differ only in what no tensor shows: the step of the temporal positions.
+width, V embeddings of a norm, K one more, i block pair. Several layouts differ only in what no tensor shows: the
+step of the temporal positions. The published classes know norm_type ada_norm_single alone, ours know all of diffusers'.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,6 +20,15 @@ CAPTION_TOKENS = 120  # rows of the published y_embedding
 SCALE = "temporal_interpolation_scale"
 SIZES = "use_additional_conditions"
 HEADS = ("num_attention_heads", "attention_head_dim")
+SINGLE = "ada_norm_single"
+# norm_type -> the norms of a block that norm_elementwise_affine gives weights.
+AFFINE = {
+    SINGLE: ("norm1", "norm2"),
+    "layer_norm": ("norm1", "norm2", "norm3"),
+    "ada_norm": ("norm3",),
+    "ada_norm_zero": ("norm2", "norm3"),
+}
+EMBEDDED = ("ada_norm", "ada_norm_zero")  # those with num_embeds_ada_norm embeddings in a block
 
 
 def _attention(name: str, keys: str) -> list[Rule]:
@@ -40,11 +50,35 @@ def _size_embedder(name: str) -> list[Rule]:
     ]
 
 
+def _norms(name: str, cross_attention: bool) -> list[Rule]:
+    """What tells the norm_types of a block apart: the modulation, and which norms have weights of their own."""
+    rows = [same(f"{name}.scale_shift_table", "6", "D", norm_type=SINGLE)]
+    for norm in ("norm1", "norm2") if cross_attention else ("norm1",):
+        rows += [
+            same(f"{name}.{norm}.emb.weight", "V", "D", norm_type="ada_norm"),
+            *linear(f"{name}.{norm}.linear", "2*D", "D", norm_type="ada_norm"),
+        ]
+    zero = {"norm_type": "ada_norm_zero"}
+    rows += [
+        *linear(f"{name}.norm1.emb.timestep_embedder.linear_1", "D", "256", **zero),
+        *linear(f"{name}.norm1.emb.timestep_embedder.linear_2", "D", "D", **zero),
+        same(f"{name}.norm1.emb.class_embedder.embedding_table.weight", "K", "D", **zero),
+        *linear(f"{name}.norm1.linear", "6*D", "D", **zero),
+    ]
+    for norm_type, norms in AFFINE.items():
+        for norm in norms:
+            if norm == "norm2" and not cross_attention and norm_type != SINGLE:
+                continue  # it stands before cross-attention, in SINGLE before the feed-forward
+            rows += [
+                same(f"{name}.{norm}.{part}", "D", norm_type=norm_type, norm_elementwise_affine=True)
+                for part in ("weight", "bias")
+            ]
+    return rows
+
+
 def _block(name: str, cross_attention: bool) -> list[Rule]:
-    norms = [f"{name}.{norm}.{part}" for norm in ("norm1", "norm2") for part in ("weight", "bias")]
     return [
-        same(f"{name}.scale_shift_table", "6", "D"),
-        *(same(norm, "D", norm_elementwise_affine=True) for norm in norms),
+        *_norms(name, cross_attention),
         *_attention(f"{name}.attn1", "D"),
         *(_attention(f"{name}.attn2", "X") if cross_attention else []),
         *linear(f"{name}.ff.net.0.proj", "P", "D"),
@@ -163,18 +197,37 @@ def _aliases(given: Config) -> Config:
     return given
 
 
+def _norm_type(names: Collection[str]) -> str:
+    """By what only the blocks of one norm_type have; a block without any of it has plain norms."""
+    if any(name.endswith(".scale_shift_table") for name in names):
+        return SINGLE
+    if any(".norm1.emb.class_embedder." in name for name in names):
+        return "ada_norm_zero"
+    return "ada_norm" if any(name.endswith(".norm1.emb.weight") for name in names) else "layer_norm"
+
+
 def _infer(dims: Mapping[str, int], names: Collection[str]) -> Config:
-    # Never visible in the tensors and without effect on the forward of a trained net.
-    config: Config = {"dropout": 0.0, "num_embeds_ada_norm": None, "norm_type": "ada_norm_single"}
+    # Never visible in the tensors and without effect on the forward of a trained net: dropout, and the number of
+    # embeddings where no norm has any.
+    config: Config = {"dropout": 0.0, "num_embeds_ada_norm": None, "norm_type": _norm_type(names)}
+    if config["norm_type"] == "ada_norm" and "V" in dims:
+        config["num_embeds_ada_norm"] = dims["V"]
+    if config["norm_type"] == "ada_norm_zero" and "K" in dims:
+        config["num_embeds_ada_norm"] = dims["K"] - 1  # the last row stands for no class
     simple = {"num_layers": "i", "patch_size": "p", "in_channels": "C", "out_channels": "O"}
     simple |= {"cross_attention_dim": "X", "caption_channels": "E"}
     config |= {key: dims[symbol] for key, symbol in simple.items() if symbol in dims}
     config["attention_bias"] = any(name.endswith("attn1.to_q.bias") for name in names)
     config[SIZES] = any(".resolution_embedder." in name for name in names)
-    config["norm_elementwise_affine"] = any(name.endswith(".norm1.weight") for name in names)
+    config["norm_elementwise_affine"] = any(name.endswith((".norm1.weight", ".norm3.weight")) for name in names)
     if "D" in dims and dims.get("P") == 8 * dims["D"]:
         config["activation_fn"] = "geglu"
     return config
+
+
+def _infer_published(dims: Mapping[str, int], names: Collection[str]) -> Config:
+    """Another norm_type is no guess for a published file: its names are then listed as not fitting."""
+    return {**_infer(dims, names), "norm_type": SINGLE, "num_embeds_ada_norm": None}
 
 
 def _assume(dims: Mapping[str, int], names: Collection[str]) -> Config:
@@ -193,6 +246,9 @@ def _dims(config: Config) -> dict[str, int]:
     simple = {"i": "num_layers", "p": "patch_size", "C": "in_channels", "O": "out_channels"}
     simple |= {"X": "cross_attention_dim", "E": "caption_channels"}
     dims = {symbol: config[key] for symbol, key in simple.items() if key in config}
+    if config.get("num_embeds_ada_norm") is not None:
+        dims["V"] = config["num_embeds_ada_norm"]
+        dims["K"] = dims["V"] + 1
     if {"num_attention_heads", "attention_head_dim"} <= config.keys():
         dims["D"] = _width(config)
         dims["S"] = dims["D"] // 3
@@ -212,6 +268,13 @@ def _validate(config: Config) -> None:
         raise ConversionError(f"sample_size is not a multiple of patch_size {config['patch_size']}", got=size)
     if not config[SCALE]:
         raise ConversionError(f"positions are divided by {SCALE}", got=config[SCALE], expected="more than 0")
+    if config["norm_type"] in EMBEDDED and config["num_embeds_ada_norm"] is None:
+        raise ConversionError(
+            f"norm_type {config['norm_type']} has embeddings in every block",
+            got="num_embeds_ada_norm=None",
+            expected="how many",
+            remedy="correct the configuration with --set num_embeds_ada_norm=...",
+        )
 
 
 MODEL = Model(
@@ -229,7 +292,7 @@ MODEL = Model(
         "patch_size": "count",
         "activation_fn": "geglu|gelu|gelu-approximate",
         "num_embeds_ada_norm": "count?",
-        "norm_type": "ada_norm_single",
+        "norm_type": SINGLE,
         "norm_elementwise_affine": "flag",
         "norm_eps": "fraction",
         "caption_channels": "count",
@@ -266,7 +329,7 @@ MODEL = Model(
         "power": (),
     },
     aliases=_aliases,
-    infer=_infer,
+    infer=_infer_published,
     dims=_dims,
     symbols={
         "i": "num_layers",
@@ -278,6 +341,8 @@ MODEL = Model(
         "D": "width (num_attention_heads * attention_head_dim)",
         "S": "width of a size embedding (a third of the width)",
         "P": "MLP width (of activation_fn)",
+        "V": "num_embeds_ada_norm",
+        "K": "rows of a class embedding (num_embeds_ada_norm + 1)",
         "T": "patches (of sample_size and patch_size)",
         "F": "video_length",
     },
@@ -286,6 +351,8 @@ MODEL = Model(
     assume=_assume,
     derived=(SCALE,),
 )
+OUR_MODEL = replace(MODEL, keys={**MODEL.keys, "norm_type": "|".join(AFFINE)}, infer=_infer)
+PUBLISHED = {"per_axis_base_size": False, "norm_type": SINGLE}  # no published class computes anything else
 
 
 def _is_t2v(shapes: Shapes) -> bool:
@@ -308,8 +375,13 @@ def _is_new_pku(shapes: Shapes) -> bool:
     return _is_pku(shapes) and len(shapes.get(FRAMES, (1, 1))) == 2
 
 
-def _unscaled(config: Config) -> Config:
+def _plain(config: Config) -> Config:
+    """What config.json of ours leaves out for diffusers' sake."""
     return {SCALE: 1.0, "per_axis_base_size": False}
+
+
+def _unscaled(config: Config) -> Config:
+    return {SCALE: 1.0, **PUBLISHED}
 
 
 def _of_diffusers(config: Config) -> Config:
@@ -321,14 +393,14 @@ def _every_fifth(config: Config) -> Config:
     """Open-Sora-Plan v1.0: positions are frame / max(video_length // 5, 1)."""
     length = config.get("video_length")
     scale = {} if length is None else {SCALE: float(max(length // 5, 1))}
-    return {**scale, "per_axis_base_size": False}
+    return {**scale, **PUBLISHED}
 
 
 def _every_sixteenth(config: Config) -> Config:
     """Open-Sora-Plan v1.1: positions are frame / max(n // 16, 1); an odd last frame makes no difference."""
     length = config.get("video_length")
     scale = {} if length is None else {SCALE: float(max(length // 16, 1))}
-    return {**scale, "per_axis_base_size": False}
+    return {**scale, **PUBLISHED}
 
 
 def describe(config: Config, class_name: str) -> dict:
@@ -437,10 +509,10 @@ ORIGINALS = ("official-t2v", "open-sora-plan-v1.0", "open-sora-plan-v1.1")
 OURS = (
     Layout(
         "ours",
-        MODEL,
+        OUR_MODEL,
         (*OUR_RULES, *(replace(rule, fill=None, exact=False) for rule in (Y_RULE, *TABLE_RULES))),
         lambda shapes: False,
-        defaults=_unscaled,  # what config.json leaves out for diffusers' sake
+        defaults=_plain,
         describe=_describe_ours,
     ),
 )

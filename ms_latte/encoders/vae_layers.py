@@ -177,7 +177,9 @@ def _conv2d_im2col_batch(x, weight, bias, stride, padding):
     N, C, H, W = x.shape
     out_channels, k = weight.shape[0], weight.shape[2]
     h, w = (H + 2 * padding - k) // stride + 1, (W + 2 * padding - k) // stride + 1
-    columns = x if k == 1 and stride == 1 and padding == 0 else ops.unfold(x, k, stride=stride, padding=padding)
+    columns = (
+        x if k == 1 and stride == 1 and padding == 0 else ops.unfold(x, k, stride=stride, padding=padding)
+    )
     weights = ops.tile(weight.reshape(1, out_channels, C * k * k), (N, 1, 1))
     y = ops.BatchMatMul()(weights, columns.reshape(N, C * k * k, h * w))
     return ops.BiasAdd()(y.reshape(N, out_channels, h, w), bias)

@@ -54,6 +54,7 @@ class Session:
         )
         self.module = build.make_step(config, self.model, self.scaling, parallel.gradient_mean(cluster))
         self.loader = self._loader()
+        self._check_columns()
         self.plan = Plan(config, self.loader.steps_per_epoch)
         self.position, self.found = Position(), found
         if found is not None:
@@ -139,11 +140,6 @@ class Session:
         from ms_latte.training.losses import condition_kind
 
         config, kind = self.config, condition_kind(self.model)
-        if missing := [key for key in BATCH_KEYS[kind] if key not in self.loader.layout]:
-            raise ConfigError(
-                f"--condition {config.condition}, but {config.data_folder} gives no {' and no '.join(missing)}; "
-                "expected a cache that ms_latte.cache made with --condition text, and its --train_data_type"
-            )
         names = ["mean", "logvar", "posterior", "t", "noise", *BATCH_KEYS[kind], "lr", "ema_decay", "clip"]
         if kind == "class" and config.images:
             names.append("image_labels")
@@ -154,6 +150,17 @@ class Session:
         fixed = self._null_text(kind) if "drop" in names and kind != "class" else {}
         sinks = config.dataset_sink_mode and config.device_target != "CPU"  # it has no queues
         return (SunkFeeding if sinks else Feeding)(self.module, names, encoder, fixed, signals.renew)
+
+    def _check_columns(self):
+        """Raise ConfigError where the data lack what the model is conditioned on."""
+        from ms_latte.training.losses import condition_kind
+
+        config, held = self.config, self.loader.layout
+        if missing := [key for key in BATCH_KEYS[condition_kind(self.model)] if key not in held]:
+            raise ConfigError(
+                f"--condition {config.condition}, but {config.data_folder} gives no {' and no '.join(missing)}; "
+                "expected a cache that ms_latte.cache made with --condition text, and its --train_data_type"
+            )
 
     def _null_text(self, kind):
         """Features of the empty text, which a dropped caption becomes."""
