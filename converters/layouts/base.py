@@ -52,8 +52,8 @@ class Rule:
 
     `{i}` in names and shapes counts from 0 without a gap; `{~i}` counts the same range downwards. `shape` holds
     the axes of our tensor: numbers, symbols or products ("3*D"); `their_shape` those of theirs, where a
-    `change` makes them differ. A row exists where `when` agrees with the configuration and `only` with the
-    indices and sizes.
+    `change` makes them differ. A row exists where `when` (argument -> its value, or a tuple of them) agrees with
+    the configuration and `only` with the indices and sizes.
 
     optional  an extra that is written only where the source has it
     extra   no part of the network: kept beside the tensors, so that nothing is lost on the way back
@@ -346,7 +346,7 @@ class Layout:
         for rule in self.rules:
             if "{*}" in rule.theirs:
                 continue
-            if any(key in config and config[key] != value for key, value in rule.when.items()):
+            if any(key in config and not _agrees(config[key], value) for key, value in rule.when.items()):
                 continue
             needed = not (rule.extra or rule.tied or rule.drop or any(key not in config for key in rule.when))
             for index in itertools.product(*(range(dims.get(name, 0)) for name in rule.placeholders)):
@@ -484,13 +484,23 @@ class Layout:
             )
 
     def _hint(self, name: str, candidates: list[str], config: Config) -> str:
-        matching = [rule.when for rule in self.rules if rule.pattern.fullmatch(name)]
-        if matching:
-            wrong = [[f"{k}={v!r}" for k, v in when.items() if config.get(k) != v] for when in matching]
-            nearest = min(wrong, key=len)
-            return f", belongs to {', '.join(nearest)}" if nearest else ", beyond the last block"
+        for rule in self.rules:
+            if rule.pattern.fullmatch(name):
+                wrong = {
+                    key: value for key, value in rule.when.items() if not _agrees(config.get(key), value)
+                }
+                words = [
+                    f"{key}={' or '.join(map(repr, value)) if isinstance(value, tuple) else repr(value)}"
+                    for key, value in wrong.items()
+                ]
+                return f", belongs to {', '.join(words)}" if words else ", beyond the last block"
         close = difflib.get_close_matches(name, candidates, 1, cutoff=0.8) if len(name) < 500 else []
         return f", did you mean {close[0]}?" if close else ""
+
+
+def _agrees(value: object, wanted: object) -> bool:
+    """Whether an argument has the wanted value, or one of a tuple of them."""
+    return value in wanted if isinstance(wanted, tuple) else value == wanted
 
 
 def _shapes(entries: Entries) -> dict[str, Shape]:

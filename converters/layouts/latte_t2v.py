@@ -2,8 +2,9 @@
 """LatteT2V of diffusers (whose names are ours), Vchitect/Latte, Open-Sora-Plan v1.0 and v1.1, and mindone.
 
 Symbols: D width, C and O channels in and out, p patch, X cross-attention width, E caption width, P first MLP
-width, V embeddings of a norm, K one more, i block pair. Several layouts differ only in what no tensor shows: the
-step of the temporal positions. The published classes know norm_type ada_norm_single alone, ours know all of diffusers'.
+width, V embeddings of a norm, K one more, M width of its modulation, i block pair. Several layouts differ only in
+what no tensor shows: the step of the temporal positions. Published nets are all of norm_type ada_norm_single, and
+their layouts hold no other; ours holds every norm_type of the block.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,13 +22,7 @@ SCALE = "temporal_interpolation_scale"
 SIZES = "use_additional_conditions"
 HEADS = ("num_attention_heads", "attention_head_dim")
 SINGLE = "ada_norm_single"
-# norm_type -> the norms of a block that norm_elementwise_affine gives weights.
-AFFINE = {
-    SINGLE: ("norm1", "norm2"),
-    "layer_norm": ("norm1", "norm2", "norm3"),
-    "ada_norm": ("norm3",),
-    "ada_norm_zero": ("norm2", "norm3"),
-}
+NORM_TYPES = (SINGLE, "layer_norm", "ada_norm", "ada_norm_zero")
 EMBEDDED = ("ada_norm", "ada_norm_zero")  # those with num_embeds_ada_norm embeddings in a block
 
 
@@ -52,28 +47,30 @@ def _size_embedder(name: str) -> list[Rule]:
 
 def _norms(name: str, cross_attention: bool) -> list[Rule]:
     """What tells the norm_types of a block apart: the modulation, and which norms have weights of their own."""
-    rows = [same(f"{name}.scale_shift_table", "6", "D", norm_type=SINGLE)]
-    for norm in ("norm1", "norm2") if cross_attention else ("norm1",):
-        rows += [
-            same(f"{name}.{norm}.emb.weight", "V", "D", norm_type="ada_norm"),
-            *linear(f"{name}.{norm}.linear", "2*D", "D", norm_type="ada_norm"),
-        ]
-    zero = {"norm_type": "ada_norm_zero"}
-    rows += [
-        *linear(f"{name}.norm1.emb.timestep_embedder.linear_1", "D", "256", **zero),
-        *linear(f"{name}.norm1.emb.timestep_embedder.linear_2", "D", "D", **zero),
-        same(f"{name}.norm1.emb.class_embedder.embedding_table.weight", "K", "D", **zero),
-        *linear(f"{name}.norm1.linear", "6*D", "D", **zero),
+    first, zero = f"{name}.norm1", {"norm_type": "ada_norm_zero"}
+    rows = [
+        same(f"{name}.scale_shift_table", "6", "D", norm_type=SINGLE),
+        same(f"{first}.emb.weight", "V", "D", norm_type="ada_norm"),
+        *linear(f"{first}.emb.timestep_embedder.linear_1", "D", "256", **zero),
+        *linear(f"{first}.emb.timestep_embedder.linear_2", "D", "D", **zero),
+        same(f"{first}.emb.class_embedder.embedding_table.weight", "K", "D", **zero),
+        *linear(f"{first}.linear", "M", "D", norm_type=EMBEDDED),
     ]
-    for norm_type, norms in AFFINE.items():
-        for norm in norms:
-            if norm == "norm2" and not cross_attention and norm_type != SINGLE:
-                continue  # it stands before cross-attention, in SINGLE before the feed-forward
-            rows += [
-                same(f"{name}.{norm}.{part}", "D", norm_type=norm_type, norm_elementwise_affine=True)
-                for part in ("weight", "bias")
-            ]
-    return rows
+    if cross_attention:  # before it stands norm2; SINGLE has its norm2 before the feed-forward
+        rows += [
+            same(f"{name}.norm2.emb.weight", "V", "D", norm_type="ada_norm"),
+            *linear(f"{name}.norm2.linear", "2*D", "D", norm_type="ada_norm"),
+        ]
+    affine = {
+        "norm1": (SINGLE, "layer_norm"),
+        "norm2": (SINGLE, "layer_norm", "ada_norm_zero") if cross_attention else SINGLE,
+        "norm3": ("layer_norm", "ada_norm", "ada_norm_zero"),
+    }
+    return rows + [
+        same(f"{name}.{norm}.{part}", "D", norm_type=types, norm_elementwise_affine=True)
+        for norm, types in affine.items()
+        for part in ("weight", "bias")
+    ]
 
 
 def _block(name: str, cross_attention: bool) -> list[Rule]:
@@ -219,7 +216,9 @@ def _infer(dims: Mapping[str, int], names: Collection[str]) -> Config:
     config |= {key: dims[symbol] for key, symbol in simple.items() if symbol in dims}
     config["attention_bias"] = any(name.endswith("attn1.to_q.bias") for name in names)
     config[SIZES] = any(".resolution_embedder." in name for name in names)
-    config["norm_elementwise_affine"] = any(name.endswith((".norm1.weight", ".norm3.weight")) for name in names)
+    config["norm_elementwise_affine"] = any(
+        name.endswith((".norm1.weight", ".norm3.weight")) for name in names
+    )
     if "D" in dims and dims.get("P") == 8 * dims["D"]:
         config["activation_fn"] = "geglu"
     return config
@@ -252,6 +251,8 @@ def _dims(config: Config) -> dict[str, int]:
     if {"num_attention_heads", "attention_head_dim"} <= config.keys():
         dims["D"] = _width(config)
         dims["S"] = dims["D"] // 3
+        if config.get("norm_type") in EMBEDDED:  # ada_norm_zero: shift, scale and gate, each twice
+            dims["M"] = dims["D"] * (2 if config["norm_type"] == "ada_norm" else 6)
         if "activation_fn" in config:  # geglu computes gate and value with one linear
             dims["P"] = dims["D"] * (8 if config["activation_fn"] == "geglu" else 4)
     if {"sample_size", "patch_size"} <= config.keys():
@@ -341,6 +342,7 @@ MODEL = Model(
         "D": "width (num_attention_heads * attention_head_dim)",
         "S": "width of a size embedding (a third of the width)",
         "P": "MLP width (of activation_fn)",
+        "M": "modulation width (of norm_type)",
         "V": "num_embeds_ada_norm",
         "K": "rows of a class embedding (num_embeds_ada_norm + 1)",
         "T": "patches (of sample_size and patch_size)",
@@ -351,8 +353,8 @@ MODEL = Model(
     assume=_assume,
     derived=(SCALE,),
 )
-OUR_MODEL = replace(MODEL, keys={**MODEL.keys, "norm_type": "|".join(AFFINE)}, infer=_infer)
-PUBLISHED = {"per_axis_base_size": False, "norm_type": SINGLE}  # no published class computes anything else
+OUR_MODEL = replace(MODEL, keys={**MODEL.keys, "norm_type": "|".join(NORM_TYPES)}, infer=_infer)
+PUBLISHED = {"per_axis_base_size": False, "norm_type": SINGLE}  # as all published nets
 
 
 def _is_t2v(shapes: Shapes) -> bool:

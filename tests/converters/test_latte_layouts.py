@@ -2,6 +2,7 @@
 """Every layout of Latte and LatteT2V: listings of the real models, pairs of layouts, what is refused."""
 
 import itertools
+import json
 from pathlib import Path
 
 import diffusers
@@ -14,9 +15,10 @@ from converters.containers.source import open_source, unwrap
 from converters.containers.target import save_file
 from converters.convert import convert
 from converters.errors import ConversionError
-from converters.layouts import FAMILIES, candidates, choose
+from converters.layouts import FAMILIES, OURS, candidates, choose
 from converters.stream import TensorEntry
 from tests.converters.listings import listing, shapes_of, unread
+from torch_ref.models.latte_t2v import LatteT2V
 from torch_ref.models.positional import get_1d_sincos_pos_embed, get_2d_sincos_pos_embed
 
 LAYOUTS = FAMILIES["latte"].layouts
@@ -327,6 +329,121 @@ def test_positions_that_a_layout_cannot_hold_are_refused(tmp_path, name):
     ):
         quietly(tmp_path / "ours.safetensors", tmp_path / "other.ckpt", to=name)
     assert not (tmp_path / "other.ckpt").exists()
+
+
+# ------------------------------------------------------------------------------------------ norm types
+
+NORM_TYPES = ("ada_norm_single", "layer_norm", "ada_norm", "ada_norm_zero")
+OTHERS = NORM_TYPES[1:]
+# What no tensor of our layout shows.
+UNSEEN = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "sample_size",
+    "activation_fn",
+    "norm_eps",
+    "video_length",
+)
+
+
+def our_net(norm_type: str, affine: bool = True) -> tuple[dict, dict]:
+    """(configuration, entries) of the reference's own net: its names and shapes, random values."""
+    other = dict(norm_type=norm_type, norm_elementwise_affine=affine, num_embeds_ada_norm=9)
+    net = LatteT2V(**{**TINY_T2V, **other})
+    rng, entries = np.random.default_rng(7), {}
+    for name, parameter in net.named_parameters():
+        values = rng.standard_normal(tuple(parameter.shape)).astype(np.float32)
+        entries[name] = TensorEntry("F32", values.shape, lambda v=values: v)
+    return {key: value for key, value in net.config.items() if key in OURS["LatteT2V"].model.keys}, entries
+
+
+def our_file(path: Path, norm_type: str, affine: bool = True) -> dict:
+    """Writes `our_net` as this package does; returns its configuration."""
+    config, entries = our_net(norm_type, affine)
+    save_file(path, entries, {"model": "LatteT2V", "config": json.dumps(config), "layout": "ours"})
+    return config
+
+
+def bare_file(path: Path, norm_type: str, affine: bool = True, **said) -> dict:
+    """Writes `our_net` without a word in the file, and config.json beside it with what no tensor shows."""
+    config, entries = our_net(norm_type, affine)
+    save_file(path, entries, {})
+    (path.parent / "config.json").write_text(json.dumps({key: config[key] for key in UNSEEN} | said))
+    return config
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+def test_ours_holds_every_norm_type(tmp_path, norm_type, affine):
+    source, target = tmp_path / "ours.safetensors", tmp_path / f"again{next(ENDINGS)}"
+    config = our_file(source, norm_type, affine)
+    quietly(source, target, verify=True)
+    found = load(target)
+    assert contents(target) == contents(source) and found.config == config
+    assert (found.model, found.layout) == ("LatteT2V", "ours")
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+def test_norm_type_is_inferred(tmp_path, norm_type, affine):
+    config = bare_file(tmp_path / "net.safetensors", norm_type, affine, _layout="ours")
+    shown = 9 if norm_type in ("ada_norm", "ada_norm_zero") else None  # no tensor of the others tells it
+    assert load(tmp_path / "net.safetensors").config == {**config, "num_embeds_ada_norm": shown}
+
+
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+def test_every_missing_name_of_ours_is_noticed(norm_type):
+    config, entries = our_net(norm_type)
+    shapes, layout = shapes_of(entries), OURS["LatteT2V"]
+    assert not layout.differences(shapes, config, {}, "ours")
+    for gone in shapes:
+        rest = {name: shape for name, shape in shapes.items() if name != gone}
+        assert list(layout.differences(rest, config, {}, "ours")) == ["missing"], gone
+    assert {*layout.differences(shapes, {**config, "norm_type": "none"}, {}, "ours")} == {"unknown"}
+
+
+@pytest.mark.parametrize("name", OF_T2V)
+@pytest.mark.parametrize("norm_type", OTHERS)
+def test_no_published_layout_holds_another_norm_type(tmp_path, norm_type, name):
+    ours, other = tmp_path / "ours.safetensors", tmp_path / "other.safetensors"
+    our_file(ours, norm_type)
+    refused = f"layout '{name}' cannot hold this LatteT2V.*got norm_type='{norm_type}'; expected norm_type="
+    with pytest.raises(ConversionError, match=f"{refused}'ada_norm_single'"):
+        quietly(ours, other, to=name)
+    assert not other.exists()
+    with pytest.raises(
+        ConversionError, match=f"norm_type has a wrong value; got '{norm_type}'; expected ada_norm_single"
+    ):
+        load(ours, layout=name)
+
+
+@pytest.mark.parametrize("norm_type", OTHERS)
+def test_a_bare_file_of_another_norm_type_is_no_published_one(tmp_path, norm_type):
+    bare_file(tmp_path / "net.safetensors", norm_type)
+    surplus = {"layer_norm": "norm3.weight", "ada_norm": "norm1.emb.weight"}.get(
+        norm_type, "norm1.emb.class_embedder"
+    )
+    expected = (
+        rf"(?s)missing.*scale_shift_table.*unknown.*{surplus}\S* \(.*belongs to norm_type='{norm_type}'"
+    )
+    with pytest.raises(ConversionError, match=expected):
+        load(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("norm_type", "rows"),
+    [
+        ("ada_norm", r"num_embeds_ada_norm: 8 by .*, 9 in"),
+        ("ada_norm_zero", r"class embedding .*: 9 by .*, 10 in"),
+    ],
+)
+def test_number_of_embeddings_is_compared_with_the_file(tmp_path, norm_type, rows):
+    path = tmp_path / "net.safetensors"
+    bare_file(path, norm_type, _layout="ours", num_embeds_ada_norm=8)
+    with pytest.raises(ConversionError, match=rf"(?s){rows} the file.*mis-shaped"):
+        load(path)
+    with pytest.raises(ConversionError, match=f"norm_type {norm_type} has embeddings in every block"):
+        load(path, overrides={"num_embeds_ada_norm": None})
 
 
 def test_a_missing_buffer_is_filled_and_said(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from converters.containers.torch_zip import read_torch_zip
 from converters.errors import ConversionError
-from converters.layouts import FAMILIES, choose
+from converters.layouts import FAMILIES, OURS, choose
 from converters.layouts.base import Change, Layout, Rule
 from converters.stream import TensorEntry
 from tests.converters.listings import listing
@@ -290,7 +290,7 @@ def test_both_directions_are_strict():
         TOY.to_theirs(ours, {}, TOY_CONFIG)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS.values(), OURS["LatteT2V"]], ids=[*LAYOUTS, "ours"])
 def test_no_name_is_claimed_twice(layout: Layout):
     theirs = [rule.theirs for rule in layout.rules]
     ours = [rule.ours for rule in layout.rules if rule.ours and not rule.tied]

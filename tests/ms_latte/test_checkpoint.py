@@ -16,6 +16,7 @@ from ms_latte.models.latte import Latte
 from ms_latte.models.latte_t2v import LatteT2V
 from ms_latte.models.precision import Precision
 from tests.helpers import GOLDEN, GOLDEN_CASES, relative_l2
+from tests.ms_latte.tiny import tiny_t2v
 
 # float32 on both sides, other summation orders: 5e-7 measured, 1.2e-6 behind a guidance of 7, which amplifies it.
 TOLERANCE = 2e-6
@@ -304,6 +305,29 @@ def test_arguments_that_no_shape_shows_survive(tmp_path):
     other = LatteT2V(**{**model.config, "per_axis_base_size": True, "temporal_interpolation_scale": 3.0})
     save(other, tmp_path / "a.safetensors")
     assert load(tmp_path / "a.safetensors").config == other.config
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("norm_type", ["ada_norm_single", "layer_norm", "ada_norm", "ada_norm_zero"])
+def test_every_norm_type_is_saved(norm_type, affine, tmp_path):
+    named = dict(norm_type=norm_type, norm_elementwise_affine=affine, num_embeds_ada_norm=9)
+    model = tiny_t2v(num_layers=1, **named)
+    for name in ("a.safetensors", "b.pt"):
+        digest = save(model, tmp_path / name)
+        again = load(tmp_path / name)
+        assert again.config == model.config and bits(again) == bits(model)
+        assert checkpoint.weights_hash(again) == digest
+    empty = LatteT2V(**model.config)
+    assert bits(empty) != bits(model)
+    assert bits(load(tmp_path / "a.safetensors", empty)) == bits(model)
+
+
+@pytest.mark.parametrize("norm_type", ["ada_norm", "ada_norm_zero"])
+def test_number_of_embeddings_must_fit(norm_type, tmp_path):
+    named = dict(num_layers=1, norm_type=norm_type)
+    save(tiny_t2v(**named, num_embeds_ada_norm=9), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"(?s)num_embeds_ada_norm: got 9 .* expected 8.*mis-shaped"):
+        load(tmp_path / "a.safetensors", tiny_t2v(**named, num_embeds_ada_norm=8))
 
 
 @pytest.mark.parametrize("family", FILES)
