@@ -162,5 +162,5 @@ class AdamW(nn.Cell):
 
 
 def _zeros(name, shape, dtype):
-    zeros = np.zeros(shape, ms.dtype_to_nptype(dtype))
+    zeros = np.zeros(shape, np.float64 if dtype == ms.float64 else np.float32)
     return ms.Parameter(ms.Tensor(zeros), name=name, requires_grad=False)

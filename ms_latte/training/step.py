@@ -129,11 +129,11 @@ class TrainingStep(nn.Cell):
             return gradients, ms.Tensor(True)
         count = self.count + 1
         complete = count == self.accumulation_steps
-        total = []
-        for i in range(len(gradients)):
-            gradient = self.accumulated[i] + gradients[i] / self.accumulation_steps
-            total.append(gradient)
-            ops.assign(self.accumulated[i], ops.where(complete, ops.zeros_like(gradient), gradient))
+        places = range(len(gradients))
+        # All are read before one is assigned: MindSpore's compiler takes minutes over reads and assigns in turn.
+        total = [self.accumulated[i] + gradients[i] / self.accumulation_steps for i in places]
+        for i in places:
+            ops.assign(self.accumulated[i], ops.where(complete, ops.zeros_like(total[i]), total[i]))
         ops.assign(self.count, ops.where(complete, ops.zeros_like(count), count))
         return total, complete
 

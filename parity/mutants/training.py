@@ -124,8 +124,8 @@ MUTANTS = [
         TRAINED,
         (
             STEP + "accumulate",
-            "ops.where(complete, ops.zeros_like(gradient), gradient)",
-            "gradient",
+            "ops.where(complete, ops.zeros_like(total[i]), total[i])",
+            "total[i]",
         ),
     ),
     mutant(

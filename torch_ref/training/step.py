@@ -126,11 +126,10 @@ class TrainingStep(nn.Module):
             return gradients, torch.tensor(True)
         count = self.count + 1
         complete = count == self.accumulation_steps
-        total = []
-        for i in range(len(gradients)):
-            gradient = self.accumulated[i] + gradients[i] / self.accumulation_steps
-            total.append(gradient)
-            self.accumulated[i].copy_(torch.where(complete, torch.zeros_like(gradient), gradient))
+        places = range(len(gradients))
+        total = [self.accumulated[i] + gradients[i] / self.accumulation_steps for i in places]
+        for i in places:
+            self.accumulated[i].copy_(torch.where(complete, torch.zeros_like(total[i]), total[i]))
         self.count.copy_(torch.where(complete, torch.zeros_like(count), count))
         return total, complete
 
