@@ -10,7 +10,7 @@ from mindspore import nn, ops
 
 from ms_latte.diffusion.gaussian import to_state
 from ms_latte.training.losses import posterior_sample, predict
-from ms_latte.training.optim import clip_coefficient, global_norm
+from ms_latte.training.optim import clip_coefficient, divide, global_norm
 
 SCALING_FACTOR = 0.18215  # of the Stable Diffusion VAE
 
@@ -78,7 +78,7 @@ class TrainingStep(nn.Cell):
         (_, mse, vb), gradients = self._value_and_grad(batch, scale)
         gradients, mse, vb = self.mean_over_ranks(gradients, mse, vb)
         total, complete = self.accumulate(gradients)
-        total = [gradient / scale for gradient in total]
+        total = [divide(gradient, scale) for gradient in total]
         norm = global_norm(total)
         finite = ops.isfinite(norm)
         updated = ops.logical_and(complete, finite) if self.drop_overflow else complete
@@ -131,7 +131,7 @@ class TrainingStep(nn.Cell):
         complete = count == self.accumulation_steps
         places = range(len(gradients))
         # All are read before one is assigned: MindSpore's compiler takes minutes over reads and assigns in turn.
-        total = [self.accumulated[i] + gradients[i] / self.accumulation_steps for i in places]
+        total = [self.accumulated[i] + divide(gradients[i], self.accumulation_steps) for i in places]
         for i in places:
             ops.assign(self.accumulated[i], ops.where(complete, ops.zeros_like(total[i]), total[i]))
         ops.assign(self.count, ops.where(complete, ops.zeros_like(count), count))

@@ -56,7 +56,11 @@ MUTANTS = [
         "eps added below the root of the second moment",
         ("optim.adamw-decayed", SHORT),
         BOTH,
-        ("optim.adamw", "ops.sqrt(v) / root2 + constant(eps, v)", "ops.sqrt(v + constant(eps, v)) / root2"),
+        (
+            "optim.adamw",
+            "divide(ops.sqrt(v), root2) + constant(eps, v)",
+            "divide(ops.sqrt(v + constant(eps, v)), root2)",
+        ),
     ),
     mutant(
         "moments_forget_on_overflow",
@@ -108,7 +112,7 @@ MUTANTS = [
         "gradients of a window added, not averaged",
         WINDOW,
         TRAINED,
-        (STEP + "accumulate", "gradients[i] / self.accumulation_steps", "gradients[i]"),
+        (STEP + "accumulate", "divide(gradients[i], self.accumulation_steps)", "gradients[i]"),
     ),
     mutant(
         "window_one_short",
@@ -150,8 +154,8 @@ MUTANTS = [
         TRAINED,
         (
             STEP + "construct",
-            "total = [gradient / scale for gradient in total]\n    norm = global_norm(total)",
-            "norm = global_norm(total)\n    total = [gradient / scale for gradient in total]",
+            "total = [divide(gradient, scale) for gradient in total]\n    norm = global_norm(total)",
+            "norm = global_norm(total)\n    total = [divide(gradient, scale) for gradient in total]",
         ),
     ),
     mutant(
@@ -159,7 +163,7 @@ MUTANTS = [
         "the loss scale left in the gradients",
         SHORT,
         TRAINED,
-        (STEP + "construct", "gradient / scale for", "gradient for"),
+        (STEP + "construct", "divide(gradient, scale) for", "gradient for"),
     ),
     mutant(
         "overflow_updates",

@@ -50,6 +50,7 @@ CASES = [
     update("decayed"),
     update("not_decayed", decays=False),
     update("skipped", SKIPPED),
+    Case("divide", inputs=dict(x=normal(5, 7), y=linspace(1e-6, 3.0, 5, 7)), **FLOATS),
     Case("global_norm", inputs=dict(gradients=GRADIENTS), **FLOATS),
     # A norm of the order of the 1e-6 that stands in the denominator.
     Case(

@@ -61,8 +61,13 @@ def adamw(parameter, m, v, gradient, factors, eps=1e-8, decays=True):
     parameter = parameter * shrink if decays else parameter
     m = m * keep1 + gradient * mix1
     v = v * keep2 + torch.square(gradient) * mix2
-    denominator = torch.sqrt(v) / root2 + eps
-    return parameter - m / denominator * rate, m, v
+    denominator = divide(torch.sqrt(v), root2) + eps
+    return parameter - divide(m, denominator) * rate, m, v
+
+
+def divide(x, y):
+    """x / y, elementwise or by a scalar tensor of one type."""
+    return x / y
 
 
 def global_norm(gradients):

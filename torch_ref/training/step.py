@@ -10,7 +10,7 @@ from torch import nn
 
 from torch_ref.diffusion.gaussian import to_state
 from torch_ref.training.losses import posterior_sample, predict
-from torch_ref.training.optim import clip_coefficient, global_norm
+from torch_ref.training.optim import clip_coefficient, divide, global_norm
 
 SCALING_FACTOR = 0.18215  # of the Stable Diffusion VAE
 
@@ -75,7 +75,7 @@ class TrainingStep(nn.Module):
         (_, mse, vb), gradients = self._value_and_grad(batch, scale)
         gradients, mse, vb = self.mean_over_ranks(gradients, mse, vb)
         total, complete = self.accumulate(gradients)
-        total = [gradient / scale for gradient in total]
+        total = [divide(gradient, scale) for gradient in total]
         norm = global_norm(total)
         finite = torch.isfinite(norm)
         updated = torch.logical_and(complete, finite) if self.drop_overflow else complete
@@ -127,7 +127,7 @@ class TrainingStep(nn.Module):
         count = self.count + 1
         complete = count == self.accumulation_steps
         places = range(len(gradients))
-        total = [self.accumulated[i] + gradients[i] / self.accumulation_steps for i in places]
+        total = [self.accumulated[i] + divide(gradients[i], self.accumulation_steps) for i in places]
         for i in places:
             self.accumulated[i].copy_(torch.where(complete, torch.zeros_like(total[i]), total[i]))
         self.count.copy_(torch.where(complete, torch.zeros_like(count), count))
