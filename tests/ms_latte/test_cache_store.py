@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -187,24 +188,24 @@ def test_a_record_larger_than_a_page(tmp_path):
     latent_records.check_record("a", 2**26 - latent_records.SPARE, 64)
 
 
-@pytest.fixture
-def file_limit():
-    """Files may not grow beyond so many bytes, as on a full disk."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+@contextmanager
+def file_limit(size):
+    """Files may not grow beyond so many bytes, as on a full disk. Nobody else may write meanwhile, pytest's report
+    least of all."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("limit", [400, 700, 1000, 1500])  # the first array, then manifest or later ones
-def test_a_full_disk_leaves_whole_videos(tmp_path, file_limit, limit):
+def test_a_full_disk_leaves_whole_videos(tmp_path, limit):
     fill(tmp_path / "whole")
-    file_limit(limit)
-    with pytest.raises(
-        ConfigError, match=r"cannot be saved \(File too large\); \d videos .* free some space"
-    ):
+    message = r"cannot be saved \(File too large\); \d videos .* free some space"
+    with pytest.raises(ConfigError, match=message), file_limit(limit):
         fill(tmp_path / "cache")
-    file_limit(resource.RLIM_INFINITY)
     assert not list((tmp_path / "cache").rglob(".*.tmp"))
     manifest = (tmp_path / "cache" / "videos.jsonl").read_bytes()
     assert manifest and manifest.endswith(b"\n")  # no part of a line, in the same process either
@@ -212,23 +213,20 @@ def test_a_full_disk_leaves_whole_videos(tmp_path, file_limit, limit):
     assert content(tmp_path / "cache") == content(tmp_path / "whole")
 
 
-def test_an_array_larger_than_a_buffer_fails_with_its_reason(tmp_path, file_limit):
-    file_limit(8192)
+def test_an_array_larger_than_a_buffer_fails_with_its_reason(tmp_path):
     with (
         CacheFolder(tmp_path, FACTS) as cache,
         pytest.raises(ConfigError, match=r"cannot be saved \(File too large\)"),
+        file_limit(8192),
     ):
         cache.add("long", moments(0, 99), {"label": 0, "caption": ""})
     assert not list((tmp_path / "latents").iterdir())
 
 
-def test_a_full_disk_while_packing(tmp_path, file_limit):
-    file_limit(1 << 20)  # below the header of a MindRecord file
-    with pytest.raises(
-        ConfigError, match=r"part-00000\.mindrecord cannot be written .* stay staged; free some space"
-    ):
+def test_a_full_disk_while_packing(tmp_path):
+    message = r"part-00000\.mindrecord cannot be written .* stay staged; free some space"
+    with pytest.raises(ConfigError, match=message), file_limit(1 << 20):  # below a MindRecord file's header
         fill(tmp_path / "cache", staged=True)
-    file_limit(resource.RLIM_INFINITY)
     assert len(list((tmp_path / "cache" / "staged").iterdir())) == 8
     fill(tmp_path / "cache", staged=True)
     fill(tmp_path / "whole", staged=True)
