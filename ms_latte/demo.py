@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch a small Latte learn, in minutes on a CPU and without a download: moving shapes, from frames to new videos.
+"""Watch a small Latte learn, in half an hour on a CPU and without a download: moving shapes, from frames to new videos.
 
 Clips are drawn, a small VAE is fitted to them, and the commands of this package do the rest, as they would with videos
 of your own: ms_latte.cache, ms_latte.train, ms_latte.sample.
@@ -21,7 +21,7 @@ examples:
   everything, into demo_run
     python -m ms_latte.demo
   half as long
-    python -m ms_latte.demo --train_steps 2000 --vae_steps 500 --output_path short_run
+    python -m ms_latte.demo --train_steps 1000 --vae_steps 500 --output_path short_run
 
 The folder holds videos/ (the clips, <kind>/<number>/<frame>.png), vae.safetensors, latents/ (the cache), train/ (log
 and checkpoints), samples/, and at the end loss_curve.png and real_and_generated.png. An interrupted run goes on where

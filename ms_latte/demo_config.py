@@ -20,7 +20,7 @@ class DemoConfig(BaseModel):
     clips: int = setting("amounts", 480, f"clips that are made, in turn {', '.join(KINDS)}")
     clip_frames: int = setting("amounts", 12, "frames of a clip, from which training takes 8")
     vae_steps: int = setting("amounts", 1000, "steps that fit the VAE")
-    train_steps: int = setting("amounts", 4000, "training steps of the Latte")
+    train_steps: int = setting("amounts", 2000, "training steps of the Latte")
     num_samples: int = setting("amounts", 3, "videos that are sampled of each kind")
     sampling_steps: int = setting("amounts", 50, "denoising steps")
     seed: int = setting("amounts", 0, "of clips, VAE, training and samples")
