@@ -250,6 +250,7 @@ def _net(name: str, width: int, depth: int) -> Net:
     layout, init = FAMILIES["latte"].layouts[LAYOUTS[name]], full_case(name).init
     if name == T2V:
         sizes = dict(attention_head_dim=width // HEADS, cross_attention_dim=width, num_layers=depth)
+        sizes["use_additional_conditions"] = False
     else:
         sizes = dict(hidden_size=width, num_heads=HEADS, depth=depth)
     config = {**init, **sizes}

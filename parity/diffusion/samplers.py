@@ -5,7 +5,7 @@ from parity.harness.case import Case
 from parity.harness.inputs import normal
 
 X, NOISE = normal(2, 5, 3, 6, 4), normal(2, 5, 3, 6, 4)  # (N, F, C, H, W)
-OUTPUT = normal(2, 5, 6, 6, 4)
+OUTPUT, FAINT = normal(2, 5, 6, 6, 4), normal(2, 3, 5, 6, 4, scale=0.1)
 VIDEO = dict(x=normal(2, 3, 5, 6, 4), model_output=normal(2, 6, 5, 6, 4))  # (N, C, F, H, W)
 DIFFUSERS = dict(steps=7, channel_axis=1)
 
@@ -41,7 +41,8 @@ CASES = [
     step("DDIMSampler", 3, "eta_1", dict(eta=1.0), dict(noise=NOISE)),
     step("DDIMSampler", 3, "clipped", dict(clip_denoised=True)),
     step("DDIMSampler", 3, "integer_stride", dict(steps="ddim8")),
-    video_step("DDIMSampler", 3, "leading", dict(spacing="leading", steps_offset=1)),
+    # Faint latents at timestep 1, where an offset of one is a part of the result (sampler_timestep_from_one).
+    video_step("DDIMSampler", 6, "leading", dict(spacing="leading", steps_offset=1), x=FAINT),
     video_step("DDIMSampler", 3, "linspace", dict(spacing="linspace")),
     video_step("DDIMSampler", 6, "last_alpha", dict(spacing="leading", set_alpha_to_one=False)),
     Case("EulerSampler", DIFFUSERS, dict(x=VIDEO["x"], i=2), "input", "scale_input"),

@@ -7,8 +7,8 @@ from parity.harness.inputs import array, normal
 STEPS = array([0, 1, 37, 999])  # cos 1 and sin 0 at 0; the largest angles at 999
 # Two rows for four samples, as guidance has them.
 SIZES = dict(
-    resolution=array([[512.0, 768.0], [256.0, 1024.0]]).draw(None),
-    aspect_ratio=array([[0.6666666], [0.25]]).draw(None),
+    resolution=array([[512.0, 768.0], [256.0, 1024.0]]),
+    aspect_ratio=array([[0.6666666], [0.25]]),
 )
 
 CASES = [

@@ -30,7 +30,7 @@ JOINT = dict(
     encoder_attention_mask=lengths(7, [[1, 7, 4], [6, 2, 5]]),
 )
 OTHER = dict(activation_fn="geglu", norm_elementwise_affine=True, num_embeds_ada_norm=9, num_layers=1)
-SIZES = dict(resolution=array([[64.0, 96.0]]).draw(None), aspect_ratio=array([[0.6666666]]).draw(None))
+SIZES = dict(resolution=array([[64.0, 96.0]]), aspect_ratio=array([[0.6666666]]))
 TEXT = dict(encoder_hidden_states=normal(2, 7, 20), encoder_attention_mask=lengths(7, [1, 7]))
 TEXT_OF_IMAGES = {name: JOINT[name] for name in JOINT if name != "hidden_states"}
 
