@@ -160,7 +160,9 @@ class TrainConfig(BaseModel):
         "data", "skip", "short or unreadable clips: report and take the next one, or stop"
     )
     shuffle: bool = setting("data", True, "another order in every epoch")
-    num_parallel_workers: int = setting("data", 2, "processes that read and transform")
+    num_parallel_workers: int = setting(
+        "data", 2, "threads that load batches ahead; 0 loads in the training thread"
+    )
     max_rowsize: int = setting("data", 64, "MB of shared memory for a row of a worker")
     use_safer_augment: bool = setting("data", True, NO_EFFECT + "no transform here squashes frames")
     json_data_path: str | None = setting("data", None, NO_EFFECT + "csv_path lists clips")

@@ -96,7 +96,7 @@ class SunkFeeding:
         self.names = tuple(["pixels", *taken] if encoder is not None else taken)
         self.renew = renew or (lambda: None)
         self.cell = Columns(step, self.names, encoder, _tensors(fixed))
-        self.process = None
+        self.process = self.loader = None
 
     def batches(self, loader, position, plan):
         """One turn for every step of the position's epoch that is left; the queue runs on over all epochs."""
@@ -105,13 +105,16 @@ class SunkFeeding:
             dataset = loader.dataset(
                 position.epoch, position.step, epochs, scalars=plan.scalars, columns=list(self.names)
             )
-            self.process = ms.data_sink(self.cell, dataset, sink_size=1)
+            self.process, self.loader = ms.data_sink(self.cell, dataset, sink_size=1), loader
             self.renew()
         yield from range(position.step, plan.steps_per_epoch)
 
     def __call__(self, _):
-        """One step; returns its metrics, tensors."""
-        return self.process()
+        """One step; returns its metrics, tensors. What went wrong while a batch was loaded is raised as it was."""
+        try:
+            return self.process()
+        except RuntimeError as error:  # MindSpore's own, which does not name the file
+            raise self.loader.failure or error from error
 
 
 def _tensors(fixed):
