@@ -7,22 +7,18 @@ training alone (`elsewhere`) are passed over in a file.
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from ms_latte.config import is_optional
 from ms_latte.data.latent_records import PAGE_SIZES
-from ms_latte.sample_config import SampleConfig, setting
+from ms_latte.settings import Settings, setting
 from ms_latte.train_config import ALIASES, TrainConfig
 
 TRAINING = TrainConfig.model_fields  # keys that mean the same in both
 
 
-class CacheConfig(BaseModel):
+class CacheConfig(Settings):
     """Everything that `python -m ms_latte.cache` can be told; the descriptions are its help page."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    aliases: ClassVar[dict] = {}
-    choices: ClassVar[dict] = {}
     elsewhere: ClassVar[frozenset] = frozenset()
     translate = staticmethod(TrainConfig.translate)
 
@@ -97,25 +93,6 @@ class CacheConfig(BaseModel):
     max_device_memory: str | None = setting("device", None, "limit of device memory, such as 30GB (Ascend)")
     vae_chunk: int = setting("device", 4, "frames that the VAE encodes at once")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_words(cls, values):
-        fields = cls.model_fields
-        return {
-            key: None if value in ("None", "null", "") and is_optional(fields.get(key)) else value
-            for key, value in values.items()
-        }
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _size(cls, value):
-        return SampleConfig._size(value)
-
-    @field_validator("image_size")
-    @classmethod
-    def _sides(cls, value):
-        return SampleConfig._sides(value)
-
     @field_validator("max_page_size", mode="before")
     @classmethod
     def _page(cls, value):
@@ -142,11 +119,6 @@ class CacheConfig(BaseModel):
         if value is not None and value < 0:
             raise ValueError("expected 0 or more")
         return value
-
-    @field_validator("device_target")
-    @classmethod
-    def _device(cls, value):
-        return SampleConfig._device(value)
 
     @model_validator(mode="after")
     def _together(self):

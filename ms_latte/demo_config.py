@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schema of `python -m ms_latte.demo`: how much of everything is made."""
 
-from typing import ClassVar
+from pydantic import field_validator
 
-from pydantic import BaseModel, ConfigDict, field_validator
-
-from ms_latte.sample_config import setting
+from ms_latte.settings import Settings, setting
 from ms_latte.shapes import KINDS
 
 
-class DemoConfig(BaseModel):
+class DemoConfig(Settings):
     """Everything that `python -m ms_latte.demo` can be told; the descriptions are its help page."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    aliases: ClassVar[dict] = {}
-    choices: ClassVar[dict] = {}
 
     output_path: str = setting("output", "demo_run", "folder of all results; repeat the command to continue")
     clips: int = setting("amounts", 480, f"clips that are made, in turn {', '.join(KINDS)}")
@@ -24,11 +18,6 @@ class DemoConfig(BaseModel):
     num_samples: int = setting("amounts", 3, "videos that are sampled of each kind")
     sampling_steps: int = setting("amounts", 50, "denoising steps")
     seed: int = setting("amounts", 0, "of clips, VAE, training and samples")
-
-    @staticmethod
-    def translate(key, value):
-        """No key has another spelling."""
-        return value
 
     @field_validator("clips", "vae_steps", "train_steps", "num_samples", "sampling_steps")
     @classmethod

@@ -12,6 +12,7 @@ import yaml
 
 from ms_latte import device, loss_curve, shapes, video_io
 from ms_latte.config import ConfigError, dump
+from ms_latte.files import write_whole
 from ms_latte.progress import Progress, clock
 
 SIZE = 32  # pixels of a frame, as in configs/training/shapes.yaml
@@ -137,7 +138,9 @@ def write_curve(folder):
     """The loss curve of the run; returns its path."""
     path = folder / "loss_curve.png"
     steps, values = loss_curve.read_losses(folder / "train" / "log.jsonl")
-    replace(path, video_io.png_bytes(loss_curve.draw(steps, values, "error of the predicted noise (mse)")))
+    write_whole(
+        path, video_io.png_bytes(loss_curve.draw(steps, values, "error of the predicted noise (mse)"))
+    )
     return path
 
 
@@ -156,7 +159,7 @@ def write_sheet(config, folder):
     gap = np.full((len(left), GAP, 3), 255, np.uint8)
     path = folder / "real_and_generated.png"
     head = heading(("clips of the set", 0), ("generated", left.shape[1] + GAP), width=2 * left.shape[1] + GAP)
-    replace(path, video_io.png_bytes(np.concatenate([head, np.concatenate([left, gap, right], axis=1)])))
+    write_whole(path, video_io.png_bytes(np.concatenate([head, np.concatenate([left, gap, right], axis=1)])))
     return path
 
 
@@ -173,10 +176,3 @@ def heading(*labels, width):
 def enlarged(frames):
     """Every pixel becomes ZOOM x ZOOM."""
     return frames.repeat(ZOOM, axis=1).repeat(ZOOM, axis=2)
-
-
-def replace(path, content):
-    """Write a file whole; it is made from the others and may stand there already."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -135,7 +135,6 @@ def settle(config):
 def load_denoiser(path, config):
     """A Latte or LatteT2V from any file, in the run's precision, with its attention kernel."""
     from ms_latte import checkpoint
-    from ms_latte.models.attention import DotProductAttention
     from ms_latte.models.latte import Latte
     from ms_latte.models.latte_t2v import LatteT2V
 
@@ -148,11 +147,17 @@ def load_denoiser(path, config):
     )
     if not isinstance(model, (Latte, LatteT2V)):
         raise ConfigError(f"--checkpoint {path} holds a {type(model).__name__}, expected a Latte or LatteT2V")
-    if config.enable_flash_attention:
-        for _, cell in model.cells_and_names():
-            if isinstance(cell, DotProductAttention):
-                cell.form = "flash"
+    choose_attention(model, config)
     return model
+
+
+def choose_attention(model, config):
+    """Make a model attend with the fused kernel where that is asked for."""
+    from ms_latte.models.attention import DotProductAttention
+
+    for _, cell in model.cells_and_names():
+        if config.enable_flash_attention and isinstance(cell, DotProductAttention):
+            cell.form = "flash"
 
 
 def precision_of(config):

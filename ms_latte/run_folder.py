@@ -135,9 +135,9 @@ class RunFolder:
         os.fsync(self.file.fileno())
 
 
-def new_path():
-    """samples/<time>, a name that is free."""
-    path = Path("samples", time.strftime("%Y-%m-%dT%H-%M-%S"))
+def new_path(root="samples"):
+    """<root>/<time>, a name that is free."""
+    path = Path(root, time.strftime("%Y-%m-%dT%H-%M-%S"))
     return next(p for p in (path, *(Path(f"{path}-{i}") for i in range(2, 1000))) if not p.exists())
 
 

@@ -6,10 +6,10 @@ The keys are the flag names of the published MindSpore recipes; ALIASES lists th
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from ms_latte.config import ConfigError, ListOf, is_optional
-from ms_latte.device import DEVICES
+from ms_latte.config import ConfigError, ListOf
+from ms_latte.settings import Settings, setting
 
 VAE_FACTOR = 8  # pixels per latent and side of every published VAE
 
@@ -41,11 +41,6 @@ ALIASES = {
 }
 
 
-def setting(group, default, help):
-    """A field with its group and its explanation for --help."""
-    return Field(default, description=help, json_schema_extra={"group": group})
-
-
 def latent_size(image_size, factor=VAE_FACTOR):
     """Height and width of the latents of pictures (height, width); factor: of the VAE, pixels per latent and side.
 
@@ -60,10 +55,9 @@ def latent_size(image_size, factor=VAE_FACTOR):
     return image_size[0] // factor, image_size[1] // factor
 
 
-class SampleConfig(BaseModel):
+class SampleConfig(Settings):
     """Everything that `python -m ms_latte.sample` can be told; the descriptions are its help page."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     aliases: ClassVar[dict] = ALIASES
     choices: ClassVar[dict] = {
         "sampler": "ddim_sampling",
@@ -192,26 +186,6 @@ class SampleConfig(BaseModel):
             return "fp16" if str(value).lower() in ("true", "1", "yes") else "fp32"
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_words(cls, values):
-        fields = cls.model_fields
-        return {
-            key: None
-            if isinstance(value, str) and value in ("None", "null", "") and is_optional(fields.get(key))
-            else value
-            for key, value in values.items()
-        }
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _size(cls, value):
-        value = value.replace("x", ",").split(",") if isinstance(value, str) else value
-        value = value if isinstance(value, ListOf) else [value]
-        if len(value) == 1 and isinstance(value[0], str):
-            value = value[0].replace("x", ",").split(",")
-        return tuple(value) * 2 if len(value) == 1 else tuple(value)
-
     @field_validator("class_ids", "output_format", mode="before")
     @classmethod
     def _commas(cls, value):
@@ -220,27 +194,10 @@ class SampleConfig(BaseModel):
             part for item in value for part in (item.split(",") if isinstance(item, str) else [item])
         )
 
-    @field_validator("prompts", "overrides", mode="before")
-    @classmethod
-    def _texts(cls, value):
-        return tuple(value) if isinstance(value, ListOf) else (value,)
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _mode(cls, value):
-        return {"0": 0, "1": 1, "graph": 0, "pynative": 1}.get(value, value)
-
     @field_validator("sampler", mode="before")
     @classmethod
     def _sampler(cls, value):
         return value.lower() if isinstance(value, str) else value
-
-    @field_validator("image_size")
-    @classmethod
-    def _sides(cls, value):
-        if min(value) < 1:
-            raise ValueError("expected pixels, 1 or more")
-        return value
 
     @field_validator(
         "num_frames", "num_samples", "batch_size", "text_length", "vae_chunk", "fps", "sampling_steps"
@@ -277,14 +234,6 @@ class SampleConfig(BaseModel):
     def _seed(cls, value):
         if not 0 <= value < 2**63:
             raise ValueError("expected a whole number from 0 to 2**63 - 1")
-        return value
-
-    @field_validator("device_target")
-    @classmethod
-    def _device(cls, value):
-        if value not in DEVICES:
-            reason = "this port has no GPU formulations; " if value.upper() in ("GPU", "CUDA") else ""
-            raise ValueError(f"{reason}expected {' or '.join(DEVICES)}")
         return value
 
     @field_validator("class_ids")

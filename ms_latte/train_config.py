@@ -7,11 +7,10 @@ spellings of the official repository. Defaults are those of the published Sky Ti
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from ms_latte.config import ListOf, is_optional
-from ms_latte.device import DEVICES
-from ms_latte.sample_config import setting
+from ms_latte.config import ListOf
+from ms_latte.settings import Settings, setting
 
 # Other publications' names of a key: the official repository, its data files, older releases of mindone.
 ALIASES = {
@@ -77,12 +76,10 @@ HOST = (
 )
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """Everything that `python -m ms_latte.train` can be told; the descriptions are its help page."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     aliases: ClassVar[dict] = ALIASES
-    choices: ClassVar[dict] = {}
 
     # --- model
     model_name: str = setting(
@@ -269,31 +266,11 @@ class TrainConfig(BaseModel):
             return float(value)  # 1e6
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_words(cls, values):
-        fields = cls.model_fields
-        return {
-            key: None if value in ("None", "null", "") and is_optional(fields.get(key)) else value
-            for key, value in values.items()
-        }
-
     @field_validator("resume", mode="before")
     @classmethod
     def _resume(cls, value):
         value = value if value is not None else False
         return WORDS.get(value.lower(), value) if isinstance(value, str) else value
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _size(cls, value):
-        value = value if isinstance(value, ListOf) else [value]
-        parts = [
-            part
-            for item in value
-            for part in (item.replace("x", ",").split(",") if isinstance(item, str) else [item])
-        ]
-        return tuple(parts) * 2 if len(parts) == 1 else tuple(parts)
 
     @field_validator("betas", mode="before")
     @classmethod
@@ -302,27 +279,10 @@ class TrainConfig(BaseModel):
         words = " ".join(str(item) for item in value)
         return tuple(words.replace(",", " ").replace("[", " ").replace("]", " ").split())
 
-    @field_validator("overrides", mode="before")
-    @classmethod
-    def _texts(cls, value):
-        return tuple(value) if isinstance(value, ListOf) else (value,)
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _mode(cls, value):
-        return {"0": 0, "1": 1, "graph": 0, "pynative": 1}.get(value, value)
-
     @field_validator("log_level", mode="before")
     @classmethod
     def _level(cls, value):
         return value.lower().removeprefix("logging.") if isinstance(value, str) else value
-
-    @field_validator("image_size")
-    @classmethod
-    def _sides(cls, value):
-        if min(value) < 1:
-            raise ValueError("expected pixels, 1 or more")
-        return value
 
     @field_validator(
         *("num_frames", "sample_stride", "train_batch_size", "epochs", "max_train_steps", "scale_window"),
@@ -380,14 +340,6 @@ class TrainConfig(BaseModel):
     def _sink(cls, value):
         if value != -1 and value < 1:
             raise ValueError("expected -1 (an epoch) or 1 or more")
-        return value
-
-    @field_validator("device_target")
-    @classmethod
-    def _device(cls, value):
-        if value not in DEVICES:
-            reason = "this port has no GPU formulations; " if value.upper() in ("GPU", "CUDA") else ""
-            raise ValueError(f"{reason}expected {' or '.join(DEVICES)}")
         return value
 
     @model_validator(mode="after")

@@ -5,14 +5,13 @@ The place of an array is a dict: file (inside the cache), offset of the numbers,
 the sha256 of the numbers alone, so that an array has one hash in every container.
 """
 
-import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 
 from ms_latte.config import ConfigError
+from ms_latte.files import replacing
 
 REPAIR = (
     "remedy: copy the cache again, or repeat python -m ms_latte.cache with its folder, which makes it again"
@@ -27,7 +26,7 @@ def write_array(folder, name, array):
     array = np.ascontiguousarray(array)
     path = Path(folder) / name
     digest = hash_of(array)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         # Not numpy's own writer: on a full disk its error does not say why.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.reshape(-1).view(np.uint8))
@@ -39,39 +38,6 @@ def write_array(folder, name, array):
 def hash_of(array):
     """sha256 of an array's numbers."""
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
-
-
-def write_whole(path, content):
-    """Write bytes under a name, whole or not at all, down to the disk."""
-    with _replacing(Path(path)) as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    partial = path.with_name(
-        f".{path.name}.tmp"
-    )  # one writer holds the folder: the name is free, or a leftover
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    synchronise(path.parent)
-
-
-def synchronise(path):
-    """Make the contents of a file, or the names in a folder, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_array(folder, place):

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from ms_latte.config import ConfigError
-from ms_latte.data.latent_files import read_array, synchronise
+from ms_latte.data.latent_files import read_array
 from ms_latte.data.latent_store import places_of
+from ms_latte.files import synchronise
 
 PAGE_SIZES = (64, 128, 256)  # MB; the format allows no more
 SPARE = 4096  # bytes of a record beside its arrays: lengths, names, numbers

@@ -21,7 +21,8 @@ import shutil
 from pathlib import Path
 
 from ms_latte.config import ConfigError
-from ms_latte.data.latent_files import check_file, check_hash, write_array, write_whole
+from ms_latte.data.latent_files import check_file, check_hash, write_array
+from ms_latte.files import write_whole
 
 FORMAT, VERSION = "ms_latte latent cache", 1
 FACTS, MANIFEST = "cache.json", "videos.jsonl"

@@ -8,12 +8,13 @@ ckpt/           the newest checkpoints; samples/ pictures; tensorboard/ curves
 
 import fcntl
 import os
-import time
 from pathlib import Path
 
 import yaml
 
 from ms_latte.config import ConfigError
+from ms_latte.files import write_whole
+from ms_latte.run_folder import new_path
 from ms_latte.training import run_state
 from ms_latte.training.log import FILE
 
@@ -29,7 +30,7 @@ def find_run(config):
     """
     told = Path(config.output_path) if config.output_path else None
     if config.resume is False:
-        return told or _new(), None
+        return told or new_path(RUNS), None
     if config.resume is True:
         place = told or _newest()
         return place, place if place.is_dir() and any(place.glob(f"{run_state.FOLDER}/*-*")) else None
@@ -87,9 +88,7 @@ class RunFolder:
 
     def write_config(self, text):
         """The resolved configuration, whole or not at all."""
-        temporary = self.path / f".{CONFIG}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / CONFIG)
+        write_whole(self.path / CONFIG, text.encode())
 
 
 def held_config(place):
@@ -102,12 +101,7 @@ def held_config(place):
     return path
 
 
-def _new():
-    path = RUNS / time.strftime("%Y-%m-%dT%H-%M-%S")
-    return next(p for p in (path, *(Path(f"{path}-{i}") for i in range(2, 1000))) if not p.exists())
-
-
 def _newest():
     runs = [path.parent for path in RUNS.glob(f"*/{CONFIG}")]
     logs = {run: max(p.stat().st_mtime_ns for p in (run / CONFIG, run / FILE) if p.exists()) for run in runs}
-    return max(logs, key=logs.get) if logs else _new()
+    return max(logs, key=logs.get) if logs else new_path(RUNS)

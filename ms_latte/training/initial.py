@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ms_latte.config import ConfigError
-from ms_latte.parts import check_told, precision_of, settings
+from ms_latte.parts import check_told, choose_attention, precision_of, settings
 
 # What a checkpoint to start from may lack or hold in another shape: it belongs to the task, not to the net.
 OF_THE_TASK = ("y_embedder.", "text_embedding_projection.", "pos_embed", "temp_embed", "final_layer.linear.")
@@ -176,12 +176,9 @@ def _take(model, held, path, say):
 
 def _prepare(model, config):
     """Kernel of the attention, recomputation, tables that a compiled step cannot look at."""
-    from ms_latte.models.attention import DotProductAttention
     from ms_latte.models.latte import Latte
 
-    for _, cell in model.cells_and_names():
-        if config.enable_flash_attention and isinstance(cell, DotProductAttention):
-            cell.form = "flash"
+    choose_attention(model, config)
     if isinstance(model, Latte):
         model.check_stored_tables()
     if config.use_recompute:

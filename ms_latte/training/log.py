@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ms_latte.config import ConfigError
+from ms_latte.files import write_whole
 from ms_latte.progress import clock, timing_table
 
 FILE = "log.jsonl"
@@ -130,9 +131,7 @@ class TrainingLog:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue
-        temporary = path.with_name(f".{FILE}.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, "".join(kept).encode())
 
 
 def peak_memory():

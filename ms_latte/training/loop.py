@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from ms_latte.config import ConfigError
+from ms_latte.training.build import scaler_type
 from ms_latte.training.schedules import ema_decay, learning_rate
 
 TERMS = ("loss", "mse", "vb", "grad_norm", "scale", "finite")
@@ -194,7 +195,7 @@ class Loop:
     def _overflow(self, position, metrics, overflows, skipped):
         """Count a step that is not finite; raises TrainingFailed where no smaller scale can help."""
         config = self.plan.config
-        kind = config.loss_scaler_type or ("dynamic" if config.dtype == "fp16" else "none")
+        kind = scaler_type(config)
         if kind != "none":
             at_end = kind == "static" or metrics["scale"] <= 1
             overflows = overflows + (skipped and at_end)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sample pictures while a model is trained: a few DDIM steps with the averaged weights, on one contact sheet."""
 
-import os
 from pathlib import Path
 
 import numpy as np
+
+from ms_latte.files import write_whole
 
 SEED = 0  # the same noise every time, so that pictures of different steps can be compared
 
@@ -41,9 +42,7 @@ class Preview:
         frames = decode(self.vae, latents, self.scaling_factor)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(video_io.png_bytes(video_io.sheet([video_io.strip(one) for one in frames])))
-        os.replace(temporary, path)
+        write_whole(path, video_io.png_bytes(video_io.sheet([video_io.strip(one) for one in frames])))
         return path
 
     def _sample(self):

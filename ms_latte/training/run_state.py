@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ms_latte.config import ConfigError
+from ms_latte.files import synchronise
 
 STATE = "state.safetensors"
 FOLDER = "ckpt"  # inside the folder of a run
@@ -59,7 +60,7 @@ def save(folder, name, model, state, facts, keep):
         if target.exists():  # of a run that went on from an earlier one
             shutil.rmtree(target)
         os.rename(unfinished, target)
-        _synchronise(folder)
+        synchronise(folder)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise ConfigError(
@@ -208,11 +209,3 @@ def _total(path):
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _synchronise(folder):
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
