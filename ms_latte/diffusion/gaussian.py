@@ -13,6 +13,7 @@ from mindspore import ops
 from ms_latte.diffusion.schedule import Schedule, linear_betas
 from ms_latte.models.constants import constant
 from ms_latte.models.precision import Precision
+from ms_latte.models.primitives import reduce_mean
 
 FIXED_VARIANCES = ("small", "large")
 CHANNEL_AXES = {1: "(N, C, F, H, W)", 2: "(N, F, C, H, W)"}
@@ -197,4 +198,4 @@ def _at(table, t, x):
 
 
 def _mean(x):
-    return ops.ReduceMean()(x.reshape(x.shape[0], -1), 1)  # (N,)
+    return reduce_mean(x.reshape(x.shape[0], -1), 1)  # (N,)

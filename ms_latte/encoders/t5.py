@@ -17,6 +17,7 @@ from mindspore.common.initializer import initializer
 from ms_latte.models.constants import constant
 from ms_latte.models.layers import GELU, Embedding, Linear, TokenLayout, merge_heads, split_heads, spread
 from ms_latte.models.precision import Precision
+from ms_latte.models.primitives import batch_matmul, batch_matmul_t, reduce_mean_keep, softmax
 from ms_latte.pretrained import Pretrained
 
 # Bias of a dropped key: its weight becomes 0 in every type, and float16 holds its sum with a logit.
@@ -70,7 +71,7 @@ class T5LayerNorm(nn.Cell):
     def construct(self, hidden_states):
         p = self.precision
         x = p.up(hidden_states)
-        scale = ops.rsqrt(ops.ReduceMean(True)(ops.square(x), -1) + constant(self.eps, x))  # (..., 1)
+        scale = ops.rsqrt(reduce_mean_keep(ops.square(x), -1) + constant(self.eps, x))  # (..., 1)
         # MS: tiled, since a broadcast product is slow on the CPU
         scale = ops.tile(scale, (1,) * (x.ndim - 1) + (self.dim,))
         return p.round(x * scale * p.up(self.weight))
@@ -152,9 +153,9 @@ class T5Attention(nn.Cell):
         q = split_heads(self.q(hidden_states), layout, self.num_heads)[0]  # (B*A, L, K)
         k = split_heads(self.k(hidden_states), layout, self.num_heads)[0]
         v = split_heads(self.v(hidden_states), layout, self.num_heads)[0]
-        logits = p.up(p.round(ops.BatchMatMul(transpose_b=True)(q, k)))  # (B*A, L, L)
-        weights = p.round(ops.Softmax(-1)(p.step(logits + p.up(position_bias))))
-        x = p.round(ops.BatchMatMul()(weights, v))  # (B*A, L, K)
+        logits = p.up(p.round(batch_matmul_t(q, k)))  # (B*A, L, L)
+        weights = p.round(softmax(p.step(logits + p.up(position_bias))))
+        x = p.round(batch_matmul(weights, v))  # (B*A, L, K)
         return self.o(merge_heads(x, layout, self.num_heads))
 
     def compute_bias(self, length):

@@ -15,6 +15,7 @@ from mindspore.common.initializer import initializer
 from ms_latte.device import formulation, require_selected
 from ms_latte.models.constants import constant
 from ms_latte.models.precision import Precision
+from ms_latte.models.primitives import batch_matmul, bias_add, matmul, reduce_mean, reduce_mean_keep
 
 UNFOLDED = 1 << 26  # numbers that a convolution may unfold at a time: 256 MiB in float32
 
@@ -165,10 +166,10 @@ def _conv2d_im2col(x, weight, bias, stride, padding):
         for top in range(0, h, band):
             rows = min(band, h - top)
             columns = _unfold(x[n : n + 1], k, stride, padding, top, rows)
-            bands.append(ops.MatMul()(weight, columns.reshape(C * k * k, rows * w)))  # (O, rows * w)
+            bands.append(matmul(weight, columns.reshape(C * k * k, rows * w)))  # (O, rows * w)
         pictures.append(bands[0] if len(bands) == 1 else ops.cat(bands, 1))
     y = pictures[0] if N == 1 else ops.cat(pictures, 0)
-    return ops.BiasAdd()(y.reshape(N, out_channels, h, w), bias)
+    return bias_add(y.reshape(N, out_channels, h, w), bias)
 
 
 def _conv2d_im2col_batch(x, weight, bias, stride, padding):
@@ -181,8 +182,8 @@ def _conv2d_im2col_batch(x, weight, bias, stride, padding):
         x if k == 1 and stride == 1 and padding == 0 else ops.unfold(x, k, stride=stride, padding=padding)
     )
     weights = ops.tile(weight.reshape(1, out_channels, C * k * k), (N, 1, 1))
-    y = ops.BatchMatMul()(weights, columns.reshape(N, C * k * k, h * w))
-    return ops.BiasAdd()(y.reshape(N, out_channels, h, w), bias)
+    y = batch_matmul(weights, columns.reshape(N, C * k * k, h * w))
+    return bias_add(y.reshape(N, out_channels, h, w), bias)
 
 
 def _unfold(x, k, stride, padding, top, rows):
@@ -217,9 +218,9 @@ def _conv3d_stacked(x, weight, bias, num_frames, padding):
     for n in range(N):
         near = range(n % num_frames - padding, n % num_frames - padding + k)
         stack = ops.cat([x[n - n % num_frames + f] if 0 <= f < num_frames else nothing for f in near], 0)
-        frames.append(ops.MatMul()(weight, stack))  # (O, H * W)
+        frames.append(matmul(weight, stack))  # (O, H * W)
     y = frames[0] if N == 1 else ops.cat(frames, 0)
-    return ops.BiasAdd()(y.reshape(N, out_channels, H, W), bias)
+    return bias_add(y.reshape(N, out_channels, H, W), bias)
 
 
 def _conv3d_native(x, weight, bias, num_frames, padding):
@@ -240,17 +241,17 @@ def _group_norm_composed(x, weight, bias, num_groups, eps, num_frames):
     scale = ops.tile(ops.rsqrt(variance + constant(eps, x)), (1, size)).reshape(N, C)
     scale = (scale * ops.tile(weight.reshape(1, C), (N, 1))).reshape(N * C, 1)
     y = d.reshape(N * C, H * W) * ops.tile(scale, (1, H * W))
-    return ops.BiasAdd()(y.reshape(N, C, H, W), bias)
+    return bias_add(y.reshape(N, C, H, W), bias)
 
 
 def _group_mean(x, num_frames, num_groups, width):
     """Mean of every group over its rows, columns and frames: x (B * F * G, c * H * W) -> (B * F * G, 1)."""
     rows = x.shape[0]
-    mean = ops.ReduceMean()(x.reshape(-1, width), -1)
-    mean = ops.ReduceMean(True)(mean.reshape(rows, -1), -1)
+    mean = reduce_mean(x.reshape(-1, width), -1)
+    mean = reduce_mean_keep(mean.reshape(rows, -1), -1)
     if num_frames == 1:
         return mean
-    mean = ops.ReduceMean(True)(mean.reshape(-1, num_frames, num_groups), 1)  # (B, 1, G)
+    mean = reduce_mean_keep(mean.reshape(-1, num_frames, num_groups), 1)  # (B, 1, G)
     return ops.tile(mean, (1, num_frames, 1)).reshape(rows, 1)
 
 

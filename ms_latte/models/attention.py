@@ -19,6 +19,7 @@ from ms_latte.models.layers import (
     spread,
 )
 from ms_latte.models.precision import Precision
+from ms_latte.models.primitives import batch_matmul, batch_matmul_t, softmax
 
 ATTENTION_FORMS = ("math", "flash")
 MASKED = -10000.0  # bias of a dropped key, as in the originals; fits float16
@@ -58,11 +59,11 @@ class DotProductAttention(nn.Cell):
                 bias, (1, q.shape[1], 1)
             )  # MS: tiled, since the CPU adds a broadcast operand slowly
         q = p.round(q * constant(self.scale, q))
-        logits = p.up(p.round(ops.BatchMatMul(transpose_b=True)(q, k)))  # (G*A, n, m)
+        logits = p.up(p.round(batch_matmul_t(q, k)))  # (G*A, n, m)
         if bias is not None:
             logits = p.step(logits + p.up(bias))
-        weights = p.round(ops.Softmax(-1)(logits))
-        return p.round(ops.BatchMatMul()(weights, v))
+        weights = p.round(softmax(logits))
+        return p.round(batch_matmul(weights, v))
 
     def extend_repr(self):
         return f"head_dim={self.head_dim}, scale={self.scale}"

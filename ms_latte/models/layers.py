@@ -20,6 +20,7 @@ from mindspore.common.initializer import initializer
 from ms_latte.device import formulation, require_selected
 from ms_latte.models.constants import constant
 from ms_latte.models.precision import HALF_GRID, Precision
+from ms_latte.models.primitives import bias_add, matmul_t, reduce_mean_keep
 
 
 class TokenLayout(NamedTuple):
@@ -257,8 +258,8 @@ def unpatchify(x, frames, height, width, patch_size):
 
 
 def _linear_matmul_bias_add(x, weight, bias):
-    y = ops.MatMul(transpose_b=True)(x, weight)
-    return y if bias is None else ops.BiasAdd()(y, bias)
+    y = matmul_t(x, weight)
+    return y if bias is None else bias_add(y, bias)
 
 
 def _linear_dense(x, weight, bias):
@@ -268,8 +269,8 @@ def _linear_dense(x, weight, bias):
 def _layer_norm_composed(x, weight, bias, eps):
     # Means are tiled, not broadcast: a broadcast product costs the CPU ten times the memory traffic.
     width = (1,) * (x.ndim - 1) + (x.shape[-1],)
-    d = x - ops.tile(ops.ReduceMean(True)(x, -1), width)
-    y = d * ops.tile(ops.rsqrt(ops.ReduceMean(True)(ops.square(d), -1) + constant(eps, x)), width)
+    d = x - ops.tile(reduce_mean_keep(x, -1), width)
+    y = d * ops.tile(ops.rsqrt(reduce_mean_keep(ops.square(d), -1) + constant(eps, x)), width)
     return y if weight is None else y * weight + bias
 
 

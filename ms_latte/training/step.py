@@ -9,6 +9,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from ms_latte.diffusion.gaussian import to_state
+from ms_latte.models.primitives import reduce_mean
 from ms_latte.training.losses import posterior_sample, predict
 from ms_latte.training.optim import clip_coefficient, divide, global_norm
 
@@ -108,7 +109,7 @@ class TrainingStep(nn.Cell):
         x_t = self.diffusion.q_sample(x0, t, noise)
         output = predict(self.model, x_t, self.diffusion.map_timesteps(t), batch, self.use_image_num)
         mse, vb = self.diffusion.training_losses(output, x0, x_t, t, noise)
-        mse, vb = ops.ReduceMean()(mse), ops.ReduceMean()(vb)
+        mse, vb = reduce_mean(mse), reduce_mean(vb)
         return (mse + vb) * scale, mse, vb
 
     def scale(self, like):

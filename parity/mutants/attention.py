@@ -73,8 +73,8 @@ MUTANTS = [
         NUMBERS,
         (
             "attention.DotProductAttention.construct",
-            "p.up(p.round(ops.BatchMatMul(transpose_b=True)(q, k)))",
-            "p.up(p.round(self.scale * ops.BatchMatMul(transpose_b=True)(q, k)))",
+            "p.up(p.round(batch_matmul_t(q, k)))",
+            "p.up(p.round(self.scale * batch_matmul_t(q, k)))",
         ),
     ),
     mutant(
@@ -85,8 +85,8 @@ MUTANTS = [
         ("attention.DotProductAttention.construct", "q = p.round(q * constant(self.scale, q))", "pass"),
         (
             "attention.DotProductAttention.construct",
-            "p.up(p.round(ops.BatchMatMul(transpose_b=True)(q, k)))",
-            "p.up(p.round(p.round(ops.BatchMatMul(transpose_b=True)(q, k)) * constant(self.scale, q)))",
+            "p.up(p.round(batch_matmul_t(q, k)))",
+            "p.up(p.round(p.round(batch_matmul_t(q, k)) * constant(self.scale, q)))",
         ),
         note="the same mathematics, and float32 and bf16 have the range",
     ),
@@ -104,7 +104,7 @@ MUTANTS = [
         gates("G3", "G3"),
         (
             "attention.DotProductAttention.construct",
-            "ops.Softmax(-1)(logits)",
+            "softmax(logits)",
             "ops.exp(logits) / ops.exp(logits).sum(-1, keepdims=True)",
         ),
         note="float64 holds exp(200)",
@@ -114,7 +114,7 @@ MUTANTS = [
         "softmax over the queries instead of the keys",
         CORE,
         NUMBERS,
-        ("attention.DotProductAttention.construct", "ops.Softmax(-1)", "ops.Softmax(-2)"),
+        ("attention.DotProductAttention.construct", "softmax(logits)", "ops.Softmax(-2)(logits)"),
     ),
     mutant(
         "logits_half",
@@ -123,8 +123,8 @@ MUTANTS = [
         gates("G1 G2", "-", "-"),
         (
             "attention.DotProductAttention.construct",
-            "logits = p.up(p.round(ops.BatchMatMul(transpose_b=True)(q, k)))",
-            "logits = p.up(p.round(ops.BatchMatMul(transpose_b=True)(q, k)))\n"
+            "logits = p.up(p.round(batch_matmul_t(q, k)))",
+            "logits = p.up(p.round(batch_matmul_t(q, k)))\n"
             '    logits = logits.astype(__import__("mindspore").float16).astype(logits.dtype)',
         ),
         note="half-precision logits are on the grid already",

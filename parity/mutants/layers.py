@@ -81,8 +81,8 @@ MUTANTS = [
         PROBE,
         (
             "layers._layer_norm_composed",
-            "ops.rsqrt(ops.ReduceMean(True)(ops.square(d), -1) + constant(eps, x))",
-            "1 / (ops.sqrt(ops.ReduceMean(True)(ops.square(d), -1)) + constant(eps, x))",
+            "ops.rsqrt(reduce_mean_keep(ops.square(d), -1) + constant(eps, x))",
+            "1 / (ops.sqrt(reduce_mean_keep(ops.square(d), -1)) + constant(eps, x))",
         ),
     ),
     mutant(
@@ -92,7 +92,7 @@ MUTANTS = [
         PROBE,
         (
             "layers._layer_norm_composed",
-            "ops.ReduceMean(True)(ops.square(d), -1)",
+            "reduce_mean_keep(ops.square(d), -1)",
             "ops.ReduceSum(True)(ops.square(d), -1) / constant(x.shape[-1] - 1.0, x)",
         ),
     ),
@@ -103,8 +103,8 @@ MUTANTS = [
         gates("G3", "G3"),
         (
             "layers._layer_norm_composed",
-            "ops.ReduceMean(True)(ops.square(d), -1)",
-            "(ops.ReduceMean(True)(ops.square(x), -1) - ops.square(ops.ReduceMean(True)(x, -1)))",
+            "reduce_mean_keep(ops.square(d), -1)",
+            "(reduce_mean_keep(ops.square(x), -1) - ops.square(reduce_mean_keep(x, -1)))",
         ),
         note="exact in float64: a matter of cancellation alone",
     ),
@@ -218,7 +218,7 @@ MUTANTS = [
         "Linear without its bias",
         "layers.Linear",
         NUMBERS,
-        ("layers._linear_matmul_bias_add", "y if bias is None else ops.BiasAdd()(y, bias)", "y"),
+        ("layers._linear_matmul_bias_add", "y if bias is None else bias_add(y, bias)", "y"),
     ),
     mutant(
         "linear_untransposed",
@@ -238,10 +238,10 @@ MUTANTS = [
         gates("G2", "-"),
         (
             "layers._linear_matmul_bias_add",
-            "y = ops.MatMul(transpose_b=True)(x, weight)",
+            "y = matmul_t(x, weight)",
             "cut = lambda v: (v * 4097.0) - (v * 4097.0 - v)\n"
             "    x, weight = (cut(x), cut(weight)) if x.dtype == ms.float32 else (x, weight)\n"
-            "    y = ops.MatMul(transpose_b=True)(x, weight)",
+            "    y = matmul_t(x, weight)",
         ),
         note="half-precision inputs have 11 or 8 bits: nothing is cut",
     ),
@@ -252,10 +252,10 @@ MUTANTS = [
         gates("G1 G3", "G3", "-"),
         (
             "layers._linear_matmul_bias_add",
-            "y = ops.MatMul(transpose_b=True)(x, weight)",
+            "y = matmul_t(x, weight)",
             "y = 0 * x[:, :1] * weight[:1, :1]\n"
             "    for i in range(0, x.shape[1], 8):\n"
-            "        part = ops.MatMul(transpose_b=True)(x[:, i : i + 8], weight[:, i : i + 8])\n"
+            "        part = matmul_t(x[:, i : i + 8], weight[:, i : i + 8])\n"
             "        y = (y + part).astype(ms.float16).astype(part.dtype)",
         ),
         note="what a float16 sum of 4096 terms loses is below the 8 bits of a bf16 result",

@@ -59,8 +59,8 @@ MUTANTS = [
         (
             "layers.LayerNorm.construct",
             'return p.round(FORMULATIONS["layer_norm"][formulation("layer_norm")](p.up(x), weight, bias, self.eps))',
-            "d = p.up(x) - p._grid(ops.ReduceMean(True)(p.up(x), -1))\n"
-            "    v = p._grid(ops.ReduceMean(True)(ops.square(d), -1))\n"
+            "d = p.up(x) - p._grid(reduce_mean_keep(p.up(x), -1))\n"
+            "    v = p._grid(reduce_mean_keep(ops.square(d), -1))\n"
             "    return p.round(d * ops.rsqrt(v + constant(self.eps, x)))",
         ),
         note="float32 has no islands",

@@ -53,8 +53,8 @@ MUTANTS = [
         NUMBERS,
         (
             "t5.T5Attention.construct",
-            "ops.BatchMatMul(transpose_b=True)(q, k)",
-            "ops.BatchMatMul(transpose_b=True)(q * (q.shape[-1] ** -0.5), k)",
+            "batch_matmul_t(q, k)",
+            "batch_matmul_t(q * (q.shape[-1] ** -0.5), k)",
         ),
     ),
     mutant(
@@ -65,7 +65,7 @@ MUTANTS = [
         (
             "t5.T5LayerNorm.construct",
             "x = p.up(hidden_states)",
-            "x = p.up(hidden_states)\n    x = x - ops.ReduceMean(True)(x, -1)",
+            "x = p.up(hidden_states)\n    x = x - reduce_mean_keep(x, -1)",
         ),
     ),
     mutant(

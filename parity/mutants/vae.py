@@ -172,9 +172,9 @@ MUTANTS = [
         gates("G3", "-"),
         (
             "vae_layers._group_mean",
-            "mean = ops.ReduceMean()(x.reshape(-1, width), -1)\n"
-            "    mean = ops.ReduceMean(True)(mean.reshape(rows, -1), -1)",
-            "mean = ops.ReduceMean(True)(x, -1)",
+            "mean = reduce_mean(x.reshape(-1, width), -1)\n"
+            "    mean = reduce_mean_keep(mean.reshape(rows, -1), -1)",
+            "mean = reduce_mean_keep(x, -1)",
         ),
         note="the error, 1e-5, is below a unit of half precision",
     ),

@@ -36,6 +36,7 @@ def test_the_score_of_this_state_is_shown(tmp_path):
         "parity/models/new.py",
         "parity/mutation.py",
         "ms_latte/checkpoint.py",
+        "ms_latte/models/constants.py",
     ],
 )
 def test_another_state_has_no_score(copy, file):
@@ -46,8 +47,9 @@ def test_another_state_has_no_score(copy, file):
     assert "not measured" in score.line(copy / "s.json", copy)
 
 
-def test_what_only_tells_does_not_matter(copy):
-    (copy / "parity/harness/html.py").write_text("# changed\n")
+def test_what_only_tells_and_what_has_no_twin_do_not_matter(copy):
+    for file in ("parity/harness/html.py", "ms_latte/training/log.py", "ms_latte/encoders/new.py"):
+        (copy / file).write_text("# changed\n")
     assert score.state(copy) == score.state()
 
 
