@@ -8,6 +8,7 @@ pytest parity/ --device CPU --checkpoint models/skytimelapse.pt
 pytest parity/ --device CPU --lang zh       tables, messages and the page in Chinese
 """
 
+import gc
 import json
 import os
 import shlex
@@ -127,9 +128,10 @@ def _check_options(option):
 
 def _header(option, session):
     """Start one worker of each framework: an absent framework or device ends the run here, with the remedy."""
+    torch, mindspore = ("torch", "CPU", "fp64"), ("mindspore", option.device, option.dtype.split(",")[0])
     try:
-        reference = session.pool.get("torch", "CPU", "fp64").environment
-        port = session.pool.get("mindspore", option.device, option.dtype.split(",")[0]).environment
+        session.pool.begin(torch, mindspore)
+        reference, port = session.pool.get(*torch).environment, session.pool.get(*mindspore).environment
         asked = option.dtype.split(",") if option.device != "CPU" and not option.quick else []
         controls = {dtype: session.control(dtype) for dtype in asked}
     except WorkerError as error:
@@ -206,6 +208,12 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path.name in ("test_semantics.py", "test_behaviour.py") and full:
         return True
     return None
+
+
+def pytest_collection_finish():
+    """From here on the collector leaves alone what imports and the collection made."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

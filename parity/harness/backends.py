@@ -10,6 +10,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,22 @@ class Pool:
     def get(self, framework: str, device: str, dtype: str) -> Worker:
         """The worker, started if need be. Raises WorkerError if it cannot start."""
         key = (framework, device, dtype)
-        if key not in self._workers:
-            while len(self._workers) >= KEPT:
-                self._workers.popitem(last=False)[1].stop()
-            self._workers[key] = Worker(*key)
-        self._workers.move_to_end(key)
+        self.begin(key)
         return self._workers[key]
+
+    def begin(self, *keys: tuple[str, str, str]) -> None:
+        """Start those of several workers that are not alive, at the same time. Raises WorkerError if one cannot."""
+        absent = [key for key in dict.fromkeys(keys) if key not in self._workers]
+        for key in keys:
+            if key not in absent:
+                self._workers.move_to_end(key)
+        while self._workers and len(self._workers) + len(absent) > KEPT:
+            self._workers.popitem(last=False)[1].stop()
+        if absent:
+            together(*(partial(self._start, key) for key in absent))
+
+    def _start(self, key: tuple[str, str, str]) -> None:
+        self._workers[key] = Worker(*key)
 
     def drop(self, worker: Worker) -> None:
         """End one worker, for example after an error that may have poisoned it."""

@@ -153,8 +153,8 @@ def run_training(session: Session, case: Case, dtype: str, form: str = "", mutan
     for worker in dict.fromkeys(workers):
         worker("set_spill", folder=None)
     request = dict(case.steps)
-    count = request.pop("half", request["count"])
-    request["count"] = count if dtype in ("fp16", "bf16") else request["count"]
+    fewer = request.pop("fewer", request["count"])
+    request["count"] = request["count"] if dtype == "fp32" else fewer
     request.update(inputs=case.inputs, seed=case.seed)
     try:
         prepare(session, case, dtype, form, mutant, workers, result)

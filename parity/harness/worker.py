@@ -6,6 +6,7 @@ method of `Side`. A process cannot change its MindSpore device, and a failed ker
 process each.
 """
 
+import gc
 import importlib
 import inspect
 import os
@@ -458,7 +459,10 @@ def main() -> None:
         else:
             from parity.harness.mindspore_side import MindSporeSide as Kind
         side = Kind(device, dtype)
-        trace.send(writer, ("ok", side.environment()))
+        environment = side.environment()
+        gc.collect()
+        gc.freeze()  # what the frameworks imported stays; every later collection would walk through it
+        trace.send(writer, ("ok", environment))
     except BaseException as error:
         trace.send(writer, ("error", type(error).__name__, str(error), traceback.format_exc()))
         return
@@ -466,7 +470,7 @@ def main() -> None:
         try:
             verb, arguments = trace.receive(reader)
         except EOFError:
-            return
+            os._exit(0)  # nothing is left to do, and MindSpore takes a second to take itself apart
         try:
             answer = ("ok", getattr(side, verb)(**arguments))
         except BaseException as error:

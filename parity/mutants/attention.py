@@ -15,23 +15,13 @@ def _softmax_half():
 
     from ms_latte.models import attention
 
-    class HalfSoftmax:
-        def __init__(self, axis):
-            self.axis = axis
+    def softmax(x):
+        # exp and running sum in float16, as a kernel without a float32 accumulator would
+        kind, x = x.dtype, ops.cast(x, ms.float16)
+        x = ops.cast(ops.exp(ops.cast(x - x.max(axis=-1, keepdims=True), ms.float32)), ms.float16)
+        return ops.cast(x / _running_sum_half(x), kind)
 
-        def __call__(self, x):
-            # exp and running sum in float16, as a kernel without a float32 accumulator would
-            kind, x = x.dtype, ops.cast(x, ms.float16)
-            x = ops.cast(ops.exp(ops.cast(x - x.max(axis=-1, keepdims=True), ms.float32)), ms.float16)
-            return ops.cast(x / _running_sum_half(x), kind)
-
-    class Operators:
-        Softmax = HalfSoftmax
-
-        def __getattr__(self, name):
-            return getattr(ops, name)
-
-    return [(attention, "ops", Operators())]
+    return [(attention, "softmax", softmax)]
 
 
 def _running_sum_half(x):

@@ -50,13 +50,14 @@ def training(name, model, inputs, count, **steps):
 
 
 CASES = [
-    # Clipping begins in step 3; step 6 meets an infinite latent, is dropped and halves the scale.
+    # Clipping begins in step 3; step 6 meets an infinite latent, is dropped and halves the scale. 100 steps in float32;
+    # in float64 a slip shows in the first that has it, and half types drift alike from the tenth on.
     training(
         "class",
         ("models.latte.Latte", {**LATTE, "condition": "class"}),
         dict(**latents(3), label=array([2, 5]), drop=array([False, True])),
         count=100,
-        half=10,
+        fewer=10,
         max_grad_norm=0.1,
         clip_from=3,
         poisoned=6,
@@ -71,7 +72,7 @@ CASES = [
         clip_from=3,
         poisoned=1,
     ),
-    # Five windows of three micro steps; the second one is dropped.
+    # Three windows of three micro steps; the second one is dropped.
     training(
         "accumulated",
         ("models.latte.Latte", {**LATTE, "condition": "class"}),
@@ -81,7 +82,7 @@ CASES = [
             drop=array([False, True]),
             image_labels=array([[1, 6], [3, 0]]),
         ),
-        count=15,
+        count=9,
         accumulation_steps=3,
         use_image_num=2,
         poisoned=4,

@@ -205,6 +205,7 @@ class Mixed(Pool):
 def hf32_port(monkeypatch):
     """The port in fp32 on a CPU whose products and convolutions take HF32 inputs."""
     ms = pytest.importorskip("mindspore")
+    from ms_latte.models import attention, layers
     from parity.harness.mindspore_side import MindSporeSide
 
     made = MindSporeSide("CPU", "fp32")
@@ -212,10 +213,13 @@ def hf32_port(monkeypatch):
     def short(x):
         return ms.Tensor.from_numpy(round_to(x.asnumpy(), "HF32").astype(np.float32))
 
-    def patch(name):
+    def patch(name):  # for the probes of the fingerprint
         right = getattr(ms.ops, name)
         monkeypatch.setattr(ms.ops, name, lambda **options: lambda a, b: right(**options)(short(a), short(b)))
 
+    for module, name in ((layers, "matmul_t"), (attention, "batch_matmul_t"), (attention, "batch_matmul")):
+        right = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda a, b, right=right: right(short(a), short(b)))
     patch("MatMul")
     patch("BatchMatMul")
     conv = ms.ops.conv2d
