@@ -15,12 +15,14 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from parity.harness import report, score
-from parity.harness.backends import WorkerError
+from parity.harness import figures, report, score
+from parity.harness.ahead import LEAST, Ahead, companions, first_core
+from parity.harness.backends import Pool, WorkerError
 from parity.harness.case import SIZES, collect
 from parity.harness.runner import HALF, Session, run_case
 from parity.harness.selection import repeats
@@ -30,6 +32,7 @@ DEVICES = ("CPU", "Ascend", "GPU")
 DTYPES = ("fp32", "fp16", "bf16")
 RESULTS = pytest.StashKey[list]()
 SESSION = pytest.StashKey[Session]()
+AHEAD = pytest.StashKey[Ahead]()
 HEADER = pytest.StashKey[list]()
 CASES = pytest.StashKey[list]()
 WORDS = pytest.StashKey[Words]()
@@ -56,6 +59,13 @@ def pytest_addoption(parser):
         "--every",
         action="store_true",
         help="runs too that repeat others: composed parts and nets in all formulations and both half types",
+    )
+    group.addoption(
+        "--jobs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="runs at the same time on the CPU, each with a core and about 2 GB (default: 2; a device takes one)",
     )
     group.addoption("--quick", action="store_true", help="gates G0 and G1 on tiny nets only")
     group.addoption(
@@ -87,7 +97,10 @@ def pytest_configure(config):
     _check_options(option)
     config.stash[WORDS] = Words(option.lang)
     config.stash[CASES] = _selected(option)
-    session = Session(device=option.device)
+    small = option.device == "CPU" and all(case.size != "full" for case in config.stash[CASES])
+    option.jobs = option.jobs if small else 1
+    pool = Pool(core=first_core() if option.jobs > 1 else None)
+    session = Session(option.device, pool, overrides=_overrides(option.set), layout=option.layout)
     config.stash[SESSION] = session
     if not option.xmlpath:
         Path(option.report).mkdir(parents=True, exist_ok=True)
@@ -120,6 +133,8 @@ def _check_options(option):
         raise pytest.UsageError("--frames needs --size full or --checkpoint: small nets have fixed inputs")
     if option.frames is not None and option.frames < 1:
         raise pytest.UsageError(f"--frames {option.frames}: expected 1 or more")
+    if option.jobs < 1:
+        raise pytest.UsageError(f"--jobs {option.jobs}: expected 1 or more")
     if option.set and not option.checkpoint:
         raise pytest.UsageError("--set completes the configuration of a --checkpoint; none is given")
     if option.checkpoint and not Path(option.checkpoint).exists():
@@ -135,7 +150,7 @@ def _header(option, session):
         asked = option.dtype.split(",") if option.device != "CPU" and not option.quick else []
         controls = {dtype: session.control(dtype) for dtype in asked}
     except WorkerError as error:
-        session.pool.stop()
+        session.stop()
         remedy = "" if "emedy" in str(error) else '. Remedy: pip install -e ".[parity]"'
         raise pytest.UsageError(f"{str(error).strip()}{remedy}") from None
     settings = ", ".join(f"{k} {v}" for k, v in port.items() if k not in ("mindspore", "numpy", "device"))
@@ -210,10 +225,16 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-def pytest_collection_finish():
-    """From here on the collector leaves alone what imports and the collection made."""
+def pytest_collection_finish(session):
+    """The whole list is known: begin. The collector leaves alone what imports and the collection made."""
+    stash = session.config.stash
+    if SESSION not in stash:
+        return
     gc.collect()
     gc.freeze()
+    jobs = {item.nodeid: _job(item) for item in session.items if "judge" in getattr(item, "fixturenames", ())}
+    beside = companions(stash[SESSION], session.config.option.jobs) if len(jobs) >= LEAST else []
+    stash[AHEAD] = Ahead(jobs, beside)
 
 
 def pytest_collection_modifyitems(items):
@@ -352,27 +373,35 @@ def _overrides(pairs):
     return values
 
 
-@pytest.fixture
-def judge(request, parity_case, dtype, form, record_property):
-    """Run the case, keep its result for the report, fail with a message of at most 15 lines."""
+def judged_case(test, session, parity_case, dtype, form, runner=run_case):
+    """What a test of a case judges, a CaseResult. test: its name, which only other files ask."""
+    session.spill = tempfile.mkdtemp(prefix="parity-") if parity_case.taps == "stages" else None
+    try:
+        return runner(session, parity_case, dtype, form)
+    finally:
+        if session.spill:
+            shutil.rmtree(session.spill, ignore_errors=True)
 
-    def run(runner=run_case):
-        option, session = request.config.option, request.config.stash[SESSION]
-        session.overrides, session.layout = _overrides(option.set), option.layout
-        with_spill = parity_case.taps == "stages"
-        session.spill = tempfile.mkdtemp(prefix="parity-") if with_spill else None
-        try:
-            result = runner(session, parity_case, dtype, form)
-        finally:
-            if session.spill:
-                shutil.rmtree(session.spill, ignore_errors=True)
-        result.reproduce = repeat(option, request.node.nodeid)
-        request.config.stash[RESULTS].append(result)
+
+def _job(item):
+    """What an item judges: session -> CaseResult."""
+    return partial(item.module.job, item.originalname, **item.callspec.params)
+
+
+@pytest.fixture
+def judge(request, record_property):
+    """Run what the test is about, keep its result for the report, fail with a message of at most 15 lines."""
+
+    def run():
+        option, stash, node = request.config.option, request.config.stash, request.node
+        result = stash[AHEAD].take(node.nodeid, stash[SESSION])
+        result.reproduce = repeat(option, node.nodeid)
+        stash[RESULTS].append(result)
         for name, value in _properties(result).items():
             record_property(name, value)
         if not result.passed:
             page = str(Path(option.report) / "parity.html")
-            pytest.fail("\n".join(report.failure(result, request.config.stash[WORDS], page)), pytrace=False)
+            pytest.fail("\n".join(report.failure(result, stash[WORDS], page)), pytrace=False)
 
     return run
 
@@ -394,8 +423,9 @@ def repeat(option, node):
 def _properties(result):
     properties = dict(gate=result.gate, dtype=result.dtype, formulation=result.form, taps=len(result.taps))
     if result.taps:
-        worst = max(result.taps, key=lambda tap: tap.local.e_c)
-        properties.update(worst_tap=worst.tap, worst_local=worst.local.e_c, end=result.taps[-1].prop.e_c)
+        worst = max(result.taps, key=lambda tap: figures.local(tap).e_c)
+        properties.update(worst_tap=worst.tap, worst_local=figures.local(worst).e_c)
+        properties.update(end=figures.prop(result.taps[-1]).e_c)
     return properties
 
 
@@ -427,6 +457,8 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_sessionfinish(session):
-    running = session.config.stash.get(SESSION, None)
-    if running:
-        running.pool.stop()
+    stash = session.config.stash
+    if AHEAD in stash:
+        stash[AHEAD].stop()
+    if SESSION in stash:
+        stash[SESSION].stop()

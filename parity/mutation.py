@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy as np
 
 from converters.output import write_whole
 from parity.harness import score
-from parity.harness.backends import WorkerError
+from parity.harness.ahead import LEAST, Ahead, companions, first_core
+from parity.harness.backends import Pool, WorkerError
 from parity.harness.behaviour import run_gradients
 from parity.harness.case import Case, collect
 from parity.harness.gates import CaseResult
@@ -87,6 +89,10 @@ class Bench:
     clean: dict[tuple, dict[str, Kill]] = field(default_factory=dict)
     bits: dict[tuple, Any] = field(default_factory=dict)
     cases: dict[str, Case] = field(default_factory=lambda: {case.id: case for case in collect()})
+
+    def stop(self) -> None:
+        """End all workers."""
+        self.session.stop()
 
     def runs(self, mutant: Mutant, dtype: str) -> list[tuple[Case, str]]:
         """(case, run) of a mutant; run "fp64" is gate G1 and belongs to the row fp32. Raises ValueError for a case
@@ -226,10 +232,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table; exit status 1 if a mutant is not killed as declared or the correct port raises an alarm."""
     options = _options(arguments)
     chosen, dtypes = _chosen(options)
-    bench, began, rows, alarms, checked = Bench(), time.perf_counter(), [], {}, 0
+    session = Session(pool=Pool(core=first_core() if options.jobs > 1 else None), diagnosis_left=math.inf)
+    bench, began, rows, alarms, checked = Bench(session), time.perf_counter(), [], {}, 0
     state = score.state()
-    bench.session.diagnosis_left = math.inf
     print(f"{'mutant':<{WIDTH}} {'dtype':<5} {'verdict':<32} {'margin':>8} {'s':>5}  first seen by")
+    jobs = {
+        ("mutant", d, m.name): partial(_row, mutant=m, dtype=d, name=options.name)
+        for d in dtypes
+        for m in chosen
+    }
+    wanted = {dtype: _clean(bench, chosen, dtype, options) for dtype in dtypes}
+    jobs |= {
+        ("port", d, *key): partial(_alarms, key=key, case=c) for d in dtypes for key, c in wanted[d].items()
+    }
+    beside = companions(session, options.jobs) if len(jobs) >= LEAST else []
+    ahead = Ahead(jobs, [Bench(each) for each in beside])
     try:
         for dtype in dtypes:
             for run in runs_of(dtype):
@@ -237,12 +254,19 @@ def main(arguments: list[str] | None = None) -> int:
                 workers_of(bench.session, run)
             for place, mutant in enumerate(chosen, 1):
                 _progress(f"{dtype} {place}/{len(chosen)} {mutant.name}")
-                rows.append(_row(bench, mutant, dtype, options.name))
+                rows.append(ahead.take(("mutant", dtype, mutant.name), bench))
                 print(_line(rows[-1]), flush=True)
-            done, found = _clean(bench, chosen, dtype, options)
-            checked, alarms = checked + done, alarms | found
+            for place, (key, case) in enumerate(wanted[dtype].items(), 1):
+                _progress(
+                    f"{dtype} correct port {place}/{len(wanted[dtype])} {case.id} seed {case.seed - bench.cases[case.id].seed}"
+                )
+                found = ahead.take(("port", dtype, *key), bench)
+                for where, what in found.items():
+                    print(f"FALSE ALARM {where} {what}", flush=True)
+                checked, alarms = checked + 1, alarms | found
     finally:
-        bench.session.pool.stop()
+        ahead.stop()
+        bench.stop()
         _progress("")
     good = all(row["as_declared"] for row in rows) and not alarms
     summary = _summary(rows, checked, alarms, options.seeds, time.perf_counter() - began)
@@ -284,6 +308,13 @@ def _options(arguments):
         action="store_true",
         help="let the harness name each bug from its numbers (G4) and count how often it is right; many minutes",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="at the same time, each with a core (default: %(default)s)",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all results as JSON")
     parser.add_argument(
         "--store", action="store_true", help="keep the score of a full run for the header of pytest parity/"
@@ -306,6 +337,8 @@ def _options(arguments):
         parser.error("--store keeps the score of all mutants in all dtypes; got a part of them")
     if options.seeds < 1:
         parser.error(f"got --seeds {options.seeds}, expected 1 or more")
+    if options.jobs < 1:
+        parser.error(f"got --jobs {options.jobs}, expected 1 or more")
     if options.report and options.report.is_dir():
         parser.error(f"--report {options.report} is a folder, expected a file")
     if options.report and not options.report.resolve().parent.is_dir():
@@ -366,8 +399,9 @@ def _line(row) -> str:
     return f"{head} {row['margin']:>8} {row['seconds']:>5.1f}  {seen}"
 
 
-def _clean(bench, chosen, dtype, options) -> tuple[int, dict[str, str]]:
-    """Runs of the correct port in a dtype, and those that raise an alarm; the first seed is what the mutants ran on."""
+def _clean(bench, chosen, dtype, options) -> dict[tuple, Case]:
+    """Runs of the correct port in a dtype: (run, case, form, gradients, seed) -> case; the first seed is what the
+    mutants run on."""
     wanted: dict[tuple, Case] = {}
     for mutant in chosen:
         for case, run in bench.runs(mutant, dtype):
@@ -377,17 +411,18 @@ def _clean(bench, chosen, dtype, options) -> tuple[int, dict[str, str]]:
             for run in (run for run in runs_of(dtype) if not case.dtypes or run in case.dtypes):
                 for form in bench.session.forms() if case.size == "tiny" else ():
                     wanted.setdefault((run, case.id, form, False), case)
-    alarms, done = {}, 0
-    for (run, name, form, gradients), case in wanted.items():
-        for seed in range(options.seeds):
-            done += 1
-            _progress(f"{dtype} correct port {done}/{len(wanted) * options.seeds} {name} seed {seed}")
-            found = bench.alarms(replace(case, seed=case.seed + seed), run, form, gradients)
-            for gate, kill in found.items():
-                where = f"{name} {run} {form} seed {seed}: {gate}"
-                alarms[where] = f"{kill.where}, margin {kill.margin:.3g}"
-                print(f"FALSE ALARM {where} {alarms[where]}", flush=True)
-    return done, alarms
+    seeds = range(options.seeds)
+    return {(*key, seed): replace(c, seed=c.seed + seed) for key, c in wanted.items() for seed in seeds}
+
+
+def _alarms(bench, key, case) -> dict[str, str]:
+    """Where the correct port raises an alarm in a run of `_clean`, and which."""
+    run, name, form, gradients, seed = key
+    found = bench.alarms(case, run, form, gradients)
+    return {
+        f"{name} {run} {form} seed {seed}: {gate}": f"{kill.where}, margin {kill.margin:.3g}"
+        for gate, kill in found.items()
+    }
 
 
 def _summary(rows, checked, alarms, seeds, seconds) -> list[str]:

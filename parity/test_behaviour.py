@@ -5,12 +5,10 @@ Drift over many steps, and of samplers, against a noise twin; graph mode against
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from parity.conftest import CASES, RESULTS, SESSION, WORDS, left_out, repeat
-from parity.harness import report
+from parity.conftest import CASES, judged_case, left_out
 from parity.harness.behaviour import run_drift, run_gradients, run_graph
 
 # A net's own arguments for the state and the time of an iteration. Eight times from late to early, none of them
@@ -64,34 +62,31 @@ def _plain(case):
     return replace(case, name=f"{case.name} over time")
 
 
-@pytest.fixture
-def keep(request):
-    """Enter a result into the report, fail with its message."""
-
-    def run(result):
-        option = request.config.option
-        result.reproduce = repeat(option, request.node.nodeid)
-        request.config.stash[RESULTS].append(result)
-        if not result.passed:
-            page = str(Path(option.report) / "parity.html")
-            pytest.fail("\n".join(report.failure(result, request.config.stash[WORDS], page)), pytrace=False)
-
-    return run
+def job(test, session, **params):
+    """What a test of this file judges, a CaseResult."""
+    if test == "test_gradients":
+        return judged_case(test, session, runner=run_gradients, **params)
+    case, dtype = params["chosen"], params["chosen_dtype"]
+    if test == "test_drift":
+        return run_drift(session, case, dtype, **DRIFT[case.id])
+    if test == "test_samplers":
+        name, names = params["sampler"], NAMES[case.id]
+        options = dict(verb="sample", sampler=SAMPLERS[name][1], noise=SEED, label=name)
+        return run_drift(session, case, dtype, **names, **options)
+    return run_graph(session, case, dtype)
 
 
 def test_gradients(judge, parity_case, dtype, form):
-    judge(run_gradients)
+    judge()
 
 
-def test_drift(keep, request, chosen, chosen_dtype):
-    keep(run_drift(request.config.stash[SESSION], chosen, chosen_dtype, **DRIFT[chosen.id]))
+def test_drift(judge, chosen, chosen_dtype):
+    judge()
 
 
-def test_samplers(keep, request, sampler, chosen, chosen_dtype):
-    names, arguments = NAMES[chosen.id], SAMPLERS[sampler][1]
-    options = dict(verb="sample", sampler=arguments, noise=SEED, label=sampler)
-    keep(run_drift(request.config.stash[SESSION], chosen, chosen_dtype, **names, **options))
+def test_samplers(judge, sampler, chosen, chosen_dtype):
+    judge()
 
 
-def test_graph_mode(keep, request, chosen, chosen_dtype):
-    keep(run_graph(request.config.stash[SESSION], chosen, chosen_dtype))
+def test_graph_mode(judge, chosen, chosen_dtype):
+    judge()

@@ -39,10 +39,12 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
 class Worker:
     """One process: framework "torch" or "mindspore" on a device in a dtype. Verbs are the methods of `worker.Side`.
 
+    core: the only one that the process may use; None: all.
+
     holds: what the process has built and loaded, in the words of whoever asked for it; None after any further build.
     """
 
-    def __init__(self, framework: str, device: str, dtype: str):
+    def __init__(self, framework: str, device: str, dtype: str, core: int | None = None):
         self.name = f"{framework}/{device}/{dtype}"
         self.holds: Any = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
@@ -62,7 +64,7 @@ class Worker:
             env=environment,
         )
         try:
-            trace.send(self._process.stdin, (framework, device, dtype))
+            trace.send(self._process.stdin, (framework, device, dtype, core))
             self.environment: dict[str, Any] = self._answer()
         except BrokenPipeError:
             error = self._death()
@@ -123,12 +125,14 @@ class Worker:
 class Pool:
     """Workers by (framework, device, dtype), the least recently used ended when more than KEPT are alive.
 
-    live: whether they are processes, which may be asked at the same time and need not be asked twice.
+    live: whether they are processes, which may be asked at the same time and need not be asked twice. core: the only
+    one that workers of MindSpore may use; None: all.
     """
 
     live = True
 
-    def __init__(self):
+    def __init__(self, core: int | None = None):
+        self.core = core
         self._workers: OrderedDict[tuple, Worker] = OrderedDict()
 
     def get(self, framework: str, device: str, dtype: str) -> Worker:
@@ -149,7 +153,7 @@ class Pool:
             together(*(partial(self._start, key) for key in absent))
 
     def _start(self, key: tuple[str, str, str]) -> None:
-        self._workers[key] = Worker(*key)
+        self._workers[key] = Worker(*key, core=self.core if key[0].startswith("mindspore") else None)
 
     def drop(self, worker: Worker) -> None:
         """End one worker, for example after an error that may have poisoned it."""

@@ -105,6 +105,10 @@ class Session:
         """Half precision: the control always emulates; the port emulates on the CPU and is native on a device."""
         return "native" if side == "mindspore" and self.device != "CPU" else "emulated"
 
+    def stop(self) -> None:
+        """End all workers."""
+        self.pool.stop()
+
     def forms(self) -> tuple[str, ...]:
         """Formulation sets to judge: the device's own, and on the CPU every other one that has CPU kernels."""
         return ("CPU", "Ascend") if self.device == "CPU" else (self.device,)

@@ -444,11 +444,13 @@ def _bind(function: Any, fixed: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Serve the judge until it closes the pipe. The first message is (framework, device, dtype)."""
+    """Serve the judge until it closes the pipe. The first message is (framework, device, dtype, core)."""
     reader = os.fdopen(os.dup(0), "rb")
     writer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the frameworks print goes to stderr, never into the protocol
-    framework, device, dtype = trace.receive(reader)
+    framework, device, dtype, core = trace.receive(reader)
+    if core is not None:
+        os.sched_setaffinity(0, {core})  # before the framework starts its threads
     try:
         if framework == "torch":
             from parity.harness.torch_side import TorchSide as Kind

@@ -227,8 +227,8 @@ MUTANTS = [
         PROBE,
         (
             "layers._linear_matmul_bias_add",
-            "transpose_b=True",
-            "transpose_b=weight.shape[0] != weight.shape[1]",
+            "matmul_t(x, weight)",
+            "ops.MatMul(transpose_b=weight.shape[0] != weight.shape[1])(x, weight)",
         ),
     ),
     mutant(

@@ -86,8 +86,8 @@ class FakeWorker:
 
     alive: list = []  # noqa: RUF012 (shared on purpose, emptied by the fixture)
 
-    def __init__(self, *key):
-        self.key = key
+    def __init__(self, *key, core):
+        self.key, self.core = key, core
         self.alive.append(key)
 
     def stop(self):
