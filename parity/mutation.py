@@ -257,9 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append(ahead.take(("mutant", dtype, mutant.name), bench))
                 print(_line(rows[-1]), flush=True)
             for place, (key, case) in enumerate(wanted[dtype].items(), 1):
-                _progress(
-                    f"{dtype} correct port {place}/{len(wanted[dtype])} {case.id} seed {case.seed - bench.cases[case.id].seed}"
-                )
+                _progress(f"{dtype} correct port {place}/{len(wanted[dtype])} {case.id} seed {key[-1]}")
                 found = ahead.take(("port", dtype, *key), bench)
                 for where, what in found.items():
                     print(f"FALSE ALARM {where} {what}", flush=True)
