@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -35,9 +36,13 @@ def write_whole(path, content):
 
 
 def synchronise(path):
-    """Make the contents of a file, or the names in a folder, survive a power cut."""
+    """Make the contents of a file, or the names in a folder, survive a power cut; some file systems do so for files
+    alone."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)

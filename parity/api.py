@@ -125,8 +125,8 @@ class Outcome:
 class OtherPool(Pool):
     """Workers that build models from import paths."""
 
-    def get(self, framework: str, device: str, dtype: str) -> Worker:
-        return super().get(f"other-{framework}", device, dtype)
+    def key(self, framework: str, device: str, dtype: str) -> tuple[str, str, str]:
+        return f"other-{framework}", device, dtype
 
 
 def compare(

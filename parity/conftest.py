@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from parity.harness import figures, report, score
-from parity.harness.ahead import LEAST, Ahead, companions, first_core
-from parity.harness.backends import Pool, WorkerError
+from parity.harness.ahead import LEAST, Ahead, companions
+from parity.harness.backends import WorkerError
 from parity.harness.case import SIZES, collect
 from parity.harness.runner import HALF, Session, run_case
 from parity.harness.selection import repeats
@@ -97,10 +97,10 @@ def pytest_configure(config):
     _check_options(option)
     config.stash[WORDS] = Words(option.lang)
     config.stash[CASES] = _selected(option)
-    small = option.device == "CPU" and all(case.size != "full" for case in config.stash[CASES])
-    option.jobs = option.jobs if small else 1
-    pool = Pool(core=first_core() if option.jobs > 1 else None)
-    session = Session(option.device, pool, overrides=_overrides(option.set), layout=option.layout)
+    small = all(case.size != "full" for case in config.stash[CASES])
+    if option.device != "CPU" or option.checkpoint or not small:
+        option.jobs = 1
+    session = Session(option.device, overrides=_overrides(option.set), layout=option.layout)
     config.stash[SESSION] = session
     if not option.xmlpath:
         Path(option.report).mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,8 @@ def pytest_collection_finish(session):
         return
     gc.collect()
     gc.freeze()
-    jobs = {item.nodeid: _job(item) for item in session.items if "judge" in getattr(item, "fixturenames", ())}
+    judged = [item for item in session.items if "judge" in getattr(item, "fixturenames", ())]
+    jobs = {item.nodeid: _job(item) for item in judged if not item.get_closest_marker("skip")}
     beside = companions(stash[SESSION], session.config.option.jobs) if len(jobs) >= LEAST else []
     stash[AHEAD] = Ahead(jobs, beside)
 
@@ -458,7 +459,9 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_sessionfinish(session):
     stash = session.config.stash
-    if AHEAD in stash:
-        stash[AHEAD].stop()
-    if SESSION in stash:
-        stash[SESSION].stop()
+    try:
+        if AHEAD in stash:
+            stash[AHEAD].stop()
+    finally:
+        if SESSION in stash:
+            stash[SESSION].stop()

@@ -20,8 +20,8 @@ import numpy as np
 
 from converters.output import write_whole
 from parity.harness import score
-from parity.harness.ahead import LEAST, Ahead, companions, first_core
-from parity.harness.backends import Pool, WorkerError
+from parity.harness.ahead import LEAST, Ahead, companions
+from parity.harness.backends import WorkerError
 from parity.harness.behaviour import run_gradients
 from parity.harness.case import Case, collect
 from parity.harness.gates import CaseResult
@@ -89,6 +89,10 @@ class Bench:
     clean: dict[tuple, dict[str, Kill]] = field(default_factory=dict)
     bits: dict[tuple, Any] = field(default_factory=dict)
     cases: dict[str, Case] = field(default_factory=lambda: {case.id: case for case in collect()})
+
+    def close(self) -> None:
+        """End all workers at once, from another thread."""
+        self.session.close()
 
     def stop(self) -> None:
         """End all workers."""
@@ -232,19 +236,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table; exit status 1 if a mutant is not killed as declared or the correct port raises an alarm."""
     options = _options(arguments)
     chosen, dtypes = _chosen(options)
-    session = Session(pool=Pool(core=first_core() if options.jobs > 1 else None), diagnosis_left=math.inf)
+    session = Session(diagnosis_left=math.inf)
     bench, began, rows, alarms, checked = Bench(session), time.perf_counter(), [], {}, 0
     state = score.state()
     print(f"{'mutant':<{WIDTH}} {'dtype':<5} {'verdict':<32} {'margin':>8} {'s':>5}  first seen by")
-    jobs = {
-        ("mutant", d, m.name): partial(_row, mutant=m, dtype=d, name=options.name)
-        for d in dtypes
-        for m in chosen
-    }
     wanted = {dtype: _clean(bench, chosen, dtype, options) for dtype in dtypes}
-    jobs |= {
-        ("port", d, *key): partial(_alarms, key=key, case=c) for d in dtypes for key, c in wanted[d].items()
-    }
+    jobs = {}
+    for d in dtypes:
+        jobs |= {("mutant", d, m.name): partial(_row, mutant=m, dtype=d, name=options.name) for m in chosen}
+        jobs |= {("port", d, *key): partial(_alarms, key=key, case=c) for key, c in wanted[d].items()}
     beside = companions(session, options.jobs) if len(jobs) >= LEAST else []
     ahead = Ahead(jobs, [Bench(each) for each in beside])
     try:
@@ -263,8 +263,10 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"FALSE ALARM {where} {what}", flush=True)
                 checked, alarms = checked + 1, alarms | found
     finally:
-        ahead.stop()
-        bench.stop()
+        try:
+            ahead.stop()
+        finally:
+            bench.stop()
         _progress("")
     good = all(row["as_declared"] for row in rows) and not alarms
     summary = _summary(rows, checked, alarms, options.seeds, time.perf_counter() - began)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs judged ahead of their turn, on another core: the suite in less time, its order and its results unchanged."""
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -9,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from parity.harness.backends import Pool
+from parity.harness.backends import Pool, WorkerError
 from parity.harness.runner import Kept, Session
 
 LEAST = 20  # runs from which on the start of further workers pays
@@ -21,22 +22,21 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def first_core() -> int | None:
-    """The core of the first session, if there is a second one.
+def companions(session: Session, jobs: int) -> list[Session]:
+    """Sessions beside one, so that `jobs` of them run at the same time, each with a core for its port.
 
     MindSpore's idle threads yield in a loop, which takes 40 % of two cores; on one core they yield to its work.
     """
     own = cores()
-    return own[0] if len(own) > 1 else None
-
-
-def companions(session: Session, jobs: int) -> list[Session]:
-    """Sessions beside one, so that `jobs` of them run at the same time, each with a core for its port."""
-    own = cores()
     if jobs < 2 or len(own) < 2:
         return []
+    first = os.getpid() % len(own)  # two suites on one host need not meet on the same cores
+    session.pool.pin(own[first])
+    session.diagnosis_left /= jobs
     return [
-        replace(session, pool=Pool(core=own[i % len(own)]), kept=Kept(), fingerprints={}, signatures={})
+        replace(
+            session, pool=Pool(core=own[(first + i) % len(own)]), kept=Kept(), fingerprints={}, signatures={}
+        )
         for i in range(1, jobs)
     ]
 
@@ -45,8 +45,8 @@ class Ahead:
     """Runs, taken from the front by whoever asks, and meanwhile from the end by threads with workers of their own.
 
     jobs: key -> what a run does with a session, in the order in which they will be asked for. sessions: one for each
-    thread, a `Session` or what holds one, with a method `stop`. A run is made once, whoever comes first, and must not
-    depend on others.
+    thread, a `Session` or what holds one, with methods `close` and `stop`. A run is made once, whoever comes first, and
+    must not depend on others. A thread whose run raises an error ends: the rest is left to the others.
     """
 
     def __init__(self, jobs: dict[Hashable, Job], sessions: list[Any]):
@@ -65,16 +65,21 @@ class Ahead:
         with self._lock:
             begun = self._begun.pop(key, None)
             self._left.pop(key, None)
-        return self._jobs[key](session) if begun is None else begun.result()
+        if begun is not None:
+            with contextlib.suppress(WorkerError):  # the other session's workers are gone: ours may be well
+                return begun.result()
+        return self._jobs[key](session)
 
     def stop(self) -> None:
-        """Begin no further run; the workers end, and with them the runs that are under way."""
+        """Begin no further run; the workers end at once, and with them the runs that are under way."""
         with self._lock:
             self._left.clear()
         for session in self._sessions:
-            session.stop()
+            session.close()
         for thread in self._threads:
             thread.join()
+        for session in self._sessions:
+            session.stop()
 
     def _serve(self, session: Any) -> None:
         while True:
@@ -87,3 +92,4 @@ class Ahead:
                 future.set_result(job(session))
             except BaseException as error:
                 future.set_exception(error)
+                return

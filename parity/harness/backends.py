@@ -89,6 +89,16 @@ class Worker:
         """Process id."""
         return self._process.pid
 
+    def pin(self, core: int) -> None:
+        """Give all threads of the process one core."""
+        for task in os.listdir(f"/proc/{self.pid}/task"):
+            with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+                os.sched_setaffinity(int(task), {core})
+
+    def kill(self) -> None:
+        """End the process at once; who waits for its answer gets a WorkerError. `stop` then cleans up."""
+        self._process.kill()
+
     def stop(self) -> None:
         """End the process."""
         with contextlib.suppress(BrokenPipeError):  # a dead worker's unsent message
@@ -132,18 +142,23 @@ class Pool:
     live = True
 
     def __init__(self, core: int | None = None):
-        self.core = core
+        self.core, self._closed = core, False
         self._workers: OrderedDict[tuple, Worker] = OrderedDict()
+
+    def key(self, framework: str, device: str, dtype: str) -> tuple[str, str, str]:
+        """The worker that answers for a framework: other pools have others."""
+        return framework, device, dtype
 
     def get(self, framework: str, device: str, dtype: str) -> Worker:
         """The worker, started if need be. Raises WorkerError if it cannot start."""
-        key = (framework, device, dtype)
-        self.begin(key)
-        return self._workers[key]
+        self.begin((framework, device, dtype))
+        return self._workers[self.key(framework, device, dtype)]
 
-    def begin(self, *keys: tuple[str, str, str]) -> None:
-        """Start those of several workers that are not alive, at the same time. Raises WorkerError if one cannot."""
-        absent = [key for key in dict.fromkeys(keys) if key not in self._workers]
+    def begin(self, *asked: tuple[str, str, str]) -> None:
+        """Start those of several workers that are not alive, at the same time. Raises WorkerError if one cannot, or
+        if the pool is closed."""
+        keys = dict.fromkeys(self.key(*each) for each in asked)
+        absent = [key for key in keys if key not in self._workers]
         for key in keys:
             if key not in absent:
                 self._workers.move_to_end(key)
@@ -151,9 +166,28 @@ class Pool:
             self._workers.popitem(last=False)[1].stop()
         if absent:
             together(*(partial(self._start, key) for key in absent))
+        if self._closed:
+            raise WorkerError("Closed", "the workers were ended")
+
+    def pin(self, core: int) -> None:
+        """Give workers of MindSpore one core, those alive and those to come."""
+        self.core = core
+        for key, worker in self._workers.items():
+            if "mindspore" in key[0]:
+                worker.pin(core)
+
+    def close(self) -> None:
+        """End all workers at once, whatever they do, and start no other; from any thread. `stop` then cleans up."""
+        self._closed = True
+        for worker in list(self._workers.values()):
+            worker.kill()
 
     def _start(self, key: tuple[str, str, str]) -> None:
-        self._workers[key] = Worker(*key, core=self.core if key[0].startswith("mindspore") else None)
+        if self._closed:
+            return
+        worker = self._workers[key] = Worker(*key, core=self.core if "mindspore" in key[0] else None)
+        if self._closed:  # meanwhile: `close` has not seen it
+            worker.kill()
 
     def drop(self, worker: Worker) -> None:
         """End one worker, for example after an error that may have poisoned it."""

@@ -33,9 +33,9 @@ def run_gradients(session: Session, case: Case, dtype: str, form: str = "", muta
     form = form or ("CPU" if dtype == "fp64" else session.device)
     result = CaseResult(case.id, "G5", dtype, form, net=case.net, kind="gradients")
     truth, control, port = workers = workers_of(session, dtype)
-    for worker in dict.fromkeys(workers):
-        worker("set_spill", folder=None)
     try:
+        for worker in dict.fromkeys(workers):
+            worker("set_spill", folder=None)
         inputs = prepare(session, case, dtype, form, mutant, workers, result)
         request = dict(inputs=inputs, method=case.method, seed=PROJECTION)
         asked = [
@@ -130,9 +130,9 @@ def run_drift(
     name = case.id + (f" {label}" if label else "")
     result = CaseResult(name, "G5", dtype, form, net=case.net, kind="drift")
     workers = workers_of(session, dtype)
-    for worker in dict.fromkeys(workers):
-        worker("set_spill", folder=None)
     try:
+        for worker in dict.fromkeys(workers):
+            worker("set_spill", folder=None)
         inputs = prepare(session, case, dtype, form, mutant, workers, result)
         request = dict(method=case.method, state=state, **options)
         asked = [partial(worker, verb, inputs=inputs, **request) for worker in dict.fromkeys(workers[::-1])]
@@ -204,9 +204,9 @@ def run_graph(session: Session, case: Case, dtype: str, form: str = "", mutant: 
     truth, control, port = workers_of(session, dtype)
     device = "CPU" if dtype == "fp64" else session.device
     graph = session.pool.get("mindspore graph", device, dtype)
-    for worker in dict.fromkeys((truth, control, port, graph)):
-        worker("set_spill", folder=None)
     try:
+        for worker in dict.fromkeys((truth, control, port, graph)):
+            worker("set_spill", folder=None)
         compiled = graph("compile")
         result.contract.append(
             Check("graph mode", compiled, "" if compiled else "the mode reads back as PyNative")

@@ -105,6 +105,10 @@ class Session:
         """Half precision: the control always emulates; the port emulates on the CPU and is native on a device."""
         return "native" if side == "mindspore" and self.device != "CPU" else "emulated"
 
+    def close(self) -> None:
+        """End all workers at once, from another thread."""
+        self.pool.close()
+
     def stop(self) -> None:
         """End all workers."""
         self.pool.stop()
@@ -155,9 +159,9 @@ def run_case(
     workers = list(dict.fromkeys((truth, control, port)))
     stages = case.taps == "stages"
     memory = PeakMemory(session.pool.pids()) if stages else None
-    for worker in workers:
-        worker("set_spill", folder=session.spill if stages else None)
     try:
+        for worker in workers:
+            worker("set_spill", folder=session.spill if stages else None)
         inputs = prepare(session, case, dtype, form, mutant, (truth, control, port), result)
         call = dict(inputs=inputs, method=case.method, stages=stages)
         traces = session.together(
@@ -396,8 +400,9 @@ def _judge_taps(session, case, dtype, form, workers, traces, result):
         gates.mark(taps, dtype, blocks, exact, products)
         return taps
 
-    # In float64 one limit holds for both errors, and inputs that agree leave them equal: where everything agrees,
-    # teacher forcing would repeat it. It finds the culprit where something does not.
+    # In float64 one limit holds for both errors, and layers whose inputs agree leave them equal: where every tap
+    # agrees, teacher forcing would repeat it. It finds the culprit where something does not. (What happens to a value
+    # between two taps is judged by the result of the tap around them; the other types force every layer.)
     taps = judged({}) if dtype == "fp64" and not streamed else []
     forced = not taps or any(tap.failed for tap in taps)
     if forced:

@@ -150,13 +150,13 @@ def run_training(session: Session, case: Case, dtype: str, form: str = "", mutan
     form = form or ("CPU" if dtype == "fp64" else session.device)
     result = CaseResult(case.id, "G5", dtype, form, net=case.net, kind="training")
     truth, control, port = workers = workers_of(session, dtype)
-    for worker in dict.fromkeys(workers):
-        worker("set_spill", folder=None)
     request = dict(case.steps)
     fewer = request.pop("fewer", request["count"])
     request["count"] = request["count"] if dtype == "fp32" else fewer
     request.update(inputs=case.inputs, seed=case.seed)
     try:
+        for worker in dict.fromkeys(workers):
+            worker("set_spill", folder=None)
         prepare(session, case, dtype, form, mutant, workers, result)
         asked = [partial(session.ask, w, "train", **request) for w in dict.fromkeys((control, truth))]
         ours, *rest = session.together(case, partial(port, "train", **request), *asked)

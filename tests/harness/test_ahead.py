@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from parity.harness.ahead import Ahead, companions, cores
+from parity.harness.backends import WorkerError
 from parity.harness.runner import Session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,10 +18,13 @@ WAIT = 20  # seconds, on a busy machine
 
 
 class Fake:
-    """A session that knows only that it was stopped."""
+    """A session that knows only how it was ended."""
 
     def __init__(self):
-        self.stopped = threading.Event()
+        self.closed, self.stopped = threading.Event(), threading.Event()
+
+    def close(self):
+        self.closed.set()
 
     def stop(self):
         self.stopped.set()
@@ -75,6 +79,22 @@ def test_an_error_reaches_who_asks():
     ahead.stop()
 
 
+def test_a_session_that_lost_its_workers_leaves_the_rest_to_the_others():
+    beside, here, tried = Fake(), Fake(), []
+
+    def job(session):
+        tried.append(session)
+        if session is beside:
+            raise WorkerError("WorkerDied", "out of memory")
+        return "well"
+
+    ahead = Ahead({key: job for key in range(50)}, [beside])
+    ahead._threads[0].join(WAIT)
+    assert tried == [beside]  # not the whole queue
+    assert [ahead.take(key, here) for key in range(50)] == ["well"] * 50
+    ahead.stop()
+
+
 def test_stop_ends_a_run_under_way_and_begins_no_other():
     begun, session = threading.Event(), Fake()
     made = []
@@ -82,20 +102,23 @@ def test_stop_ends_a_run_under_way_and_begins_no_other():
     def job(session):
         made.append(1)
         begun.set()
-        assert session.stopped.wait(WAIT)  # as a worker whose process ends
+        assert session.closed.wait(WAIT) and not session.stopped.is_set()  # as a worker whose process ends
 
     ahead = Ahead({key: job for key in range(5)}, [session])
     assert begun.wait(WAIT)
     ahead.stop()
-    assert made == [1]
+    assert made == [1] and session.stopped.is_set()
 
 
 def test_companions_have_workers_of_their_own(monkeypatch):
     session = Session(overrides=dict(num_heads=2), layout="ours")
     assert companions(session, 1) == []
     monkeypatch.setattr("parity.harness.ahead.cores", lambda: [3, 5])
+    left = session.diagnosis_left
     (beside,) = companions(session, 2)
-    assert beside.pool is not session.pool and beside.kept is not session.kept and beside.pool.core == 5
+    assert beside.pool is not session.pool and beside.kept is not session.kept
+    assert sorted((session.pool.core, beside.pool.core)) == [3, 5]
+    assert session.diagnosis_left == beside.diagnosis_left == left / 2
     assert beside.overrides == session.overrides and beside.layout == "ours"
     monkeypatch.setattr("parity.harness.ahead.cores", lambda: [3])
     assert companions(session, 2) == []

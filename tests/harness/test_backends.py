@@ -10,8 +10,10 @@ import time
 
 import pytest
 
+from parity.api import OtherPool
 from parity.harness import backends
 from parity.harness.backends import Pool, Worker, WorkerError, together
+from parity.harness.runner import Session, workers_of
 
 
 @pytest.mark.parametrize(
@@ -87,11 +89,17 @@ class FakeWorker:
     alive: list = []  # noqa: RUF012 (shared on purpose, emptied by the fixture)
 
     def __init__(self, *key, core):
-        self.key, self.core = key, core
+        self.key, self.core, self.killed = key, core, False
         self.alive.append(key)
 
     def stop(self):
         self.alive.remove(self.key)
+
+    def kill(self):
+        self.killed = True
+
+    def pin(self, core):
+        self.core = core
 
 
 @pytest.fixture
@@ -147,3 +155,44 @@ def test_a_worker_forgets_what_it_holds_when_it_builds(worker):
     with pytest.raises(WorkerError):
         worker("load", tensors={})
     assert worker.holds is None
+
+
+@pytest.mark.parametrize(
+    "kind, own", [(Pool, ("torch", "mindspore")), (OtherPool, ("other-torch", "other-mindspore"))]
+)
+def test_a_case_takes_three_workers_however_often_it_is_asked(pool, kind, own):
+    session = Session(pool=kind())
+    for _ in range(3):
+        workers = workers_of(session, "fp32")
+    assert sorted(FakeWorker.alive) == sorted(
+        (framework, "CPU", dtype)
+        for framework, dtype in ((own[0], "fp64"), (own[0], "fp32"), (own[1], "fp32"))
+    )
+    assert [worker.key[0] for worker in workers] == [own[0], own[0], own[1]]
+
+
+def test_only_ports_are_pinned(pool):
+    keys = [("torch", "CPU", "fp32"), ("mindspore", "CPU", "fp32")]
+    pool.begin(*keys)
+    pool.pin(1)
+    pool.begin(("mindspore", "CPU", "fp16"))
+    assert [pool.get(*key).core for key in (*keys, ("mindspore", "CPU", "fp16"))] == [None, 1, 1]
+
+
+def test_a_closed_pool_starts_no_worker_and_ends_one_that_is_starting(pool, monkeypatch):
+    here = pool.get("torch", "CPU", "fp32")
+
+    class Slow(FakeWorker):
+        def __init__(self, *key, core):
+            super().__init__(*key, core=core)
+            pool.close()  # from another thread, while this one starts
+
+    monkeypatch.setattr(backends, "Worker", Slow)
+    with pytest.raises(WorkerError, match="were ended"):
+        pool.get("mindspore", "CPU", "fp32")
+    assert here.killed and all(worker.killed for worker in pool._workers.values())
+    with pytest.raises(WorkerError, match="were ended"):
+        pool.get("mindspore", "CPU", "fp16")
+    assert ("mindspore", "CPU", "fp16") not in FakeWorker.alive
+    pool.stop()
+    assert FakeWorker.alive == []

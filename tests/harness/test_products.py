@@ -193,6 +193,9 @@ class Mixed(Pool):
         super().__init__()
         self.port = port
 
+    def begin(self, *keys):
+        super().begin(*(key for key in keys if key[0] != "mindspore"))
+
     def get(self, framework, device, dtype):
         return self.port if framework == "mindspore" else super().get(framework, device, dtype)
 
