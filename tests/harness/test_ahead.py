@@ -100,14 +100,14 @@ def test_stop_ends_a_run_under_way_and_begins_no_other():
     made = []
 
     def job(session):
-        made.append(1)
         begun.set()
-        assert session.closed.wait(WAIT) and not session.stopped.is_set()  # as a worker whose process ends
+        closed = session.closed.wait(WAIT)  # as a worker whose process is ended
+        made.append((closed, session.stopped.is_set()))
 
     ahead = Ahead({key: job for key in range(5)}, [session])
     assert begun.wait(WAIT)
     ahead.stop()
-    assert made == [1] and session.stopped.is_set()
+    assert made == [(True, False)] and session.stopped.is_set()
 
 
 def test_companions_have_workers_of_their_own(monkeypatch):
