@@ -19,7 +19,7 @@ LOGVAR = -4.6  # of the posterior at first: a tenth of the latents' size
 RATE, WARMUP = 4e-3, 20
 CHUNK = 32  # pictures that are encoded at once
 # Formulations with few launches, which is what a step on small pictures spends its time on (CPU).
-FAST = dict(conv2d="im2col_batch", group_norm="native")
+FAST = dict(conv2d="im2col_batch", conv2d_upsampled="im2col_batch", group_norm="native")
 
 
 def fresh(rng, **config):

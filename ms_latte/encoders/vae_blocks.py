@@ -135,6 +135,7 @@ class Upsample2D(nn.Cell):
     def __init__(self, channels, precision=Precision()):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, stride=1, padding=1, precision=precision)
+        self.conv.upsampled = True
 
     def construct(self, x):
         return self.conv(upsample_nearest(x))

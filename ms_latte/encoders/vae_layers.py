@@ -9,6 +9,7 @@ FORMULATIONS holds the formulations, as that of `ms_latte.models.layers` does fo
 """
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import initializer
 
@@ -25,7 +26,12 @@ class Conv2d(nn.Cell):
 
     padding: rows and columns of zeros on each side; h = (H + 2 padding - k) // stride + 1. Nothing has a default:
     MindSpore's would be "same" padding and no bias. Raises ValueError for another number of channels.
+
+    upsampled, set by who builds the layer: every x comes from `upsample_nearest` (k = 3, stride 1, padding 1), so that
+    a formulation may compute from one pixel of four.
     """
+
+    upsampled = False
 
     def __init__(self, in_channels, out_channels, kernel_size, stride, padding, precision=Precision()):
         super().__init__()
@@ -40,10 +46,11 @@ class Conv2d(nn.Cell):
                 f"Conv2d takes {self.in_channels} channels, got x (N, C, H, W) = {tuple(x.shape)}; remedy: pass "
                 "pictures with the channels on the second axis"
             )
-        form = _form("conv2d", "im2col", self.precision)
-        return self.precision.round(
-            FORMULATIONS["conv2d"][form](x, self.weight, self.bias, self.stride, self.padding)
-        )
+        if self.upsampled:
+            form = FORMULATIONS["conv2d_upsampled"][_form("conv2d_upsampled", "phases", self.precision)]
+        else:
+            form = FORMULATIONS["conv2d"][_form("conv2d", "im2col", self.precision)]
+        return self.precision.round(form(x, self.weight, self.bias, self.stride, self.padding))
 
     def extend_repr(self):
         return (
@@ -203,6 +210,42 @@ def _unfold(x, k, stride, padding, top, rows):
     return ops.unfold(x, k, stride=stride, padding=(0, padding))
 
 
+def _conv2d_phases(x, weight, bias, stride, padding):
+    # The 3 x 3 pixels around one of an upsampled picture are 2 x 2 different ones; which of the nine weights meet
+    # which of the four depends on whether row and column are even. So these are four 2 x 2 convolutions of the picture
+    # before, with 4/9 of the work, and weights that meet the same pixel are added up first.
+    N, C, H, W = x.shape
+    out_channels, h, w = weight.shape[0], H // 2, W // 2
+    pixels = _pixels_of_weights(weight.dtype == ms.float64)
+    if weight.dtype != pixels.dtype:
+        pixels = pixels.astype(weight.dtype)
+    weight = matmul(weight.reshape(out_channels * C, 9), pixels).reshape(out_channels, C, 4, 4)
+    weight = weight.permute(2, 0, 1, 3).reshape(4 * out_channels, 4 * C)
+    x = x.reshape(N, C, h, 2, w, 2)[:, :, :, 0, :, 0]  # the CPU has no right gradient of ::2
+    pictures = []
+    for n in range(N):
+        columns = ops.unfold(x[n : n + 1], 2, padding=1).reshape(4 * C, (h + 1) * (w + 1))
+        y = matmul(weight, columns).reshape(4, out_channels, h + 1, w + 1)
+        even = _in_turn(y[0, :, :h, :w], y[1, :, :h, 1:], 2).reshape(out_channels, h, W)
+        odd = _in_turn(y[2, :, 1:, :w], y[3, :, 1:, 1:], 2).reshape(out_channels, h, W)
+        pictures.append(_in_turn(even, odd, 1).reshape(1, out_channels, H, W))
+    return bias_add(pictures[0] if N == 1 else ops.cat(pictures, 0), bias)
+
+
+def _in_turn(a, b, axis):
+    """Stacked behind `axis`. MindSpore stacks views element by element, so they are copied first."""
+    return ops.stack([a.contiguous(), b.contiguous()], axis + 1)
+
+
+@ops.constexpr
+def _pixels_of_weights(double):
+    """(9, 16): 1 where weight (dy, dx) of 3 x 3 meets pixel (i, j) of 2 x 2 in outputs of parity (a, b)."""
+    met = np.zeros((2, 3, 2), np.float64 if double else np.float32)  # parity, weight, pixel
+    met[0, 0, 0] = met[0, 1, 1] = met[0, 2, 1] = 1
+    met[1, 0, 0] = met[1, 1, 0] = met[1, 2, 1] = 1
+    return ms.Tensor(np.einsum("ayi,bxj->yxabij", met, met).reshape(9, 16))
+
+
 def _conv2d_native(x, weight, bias, stride, padding):
     return ops.conv2d(x, weight, bias, stride=stride, pad_mode="pad", padding=padding)
 
@@ -267,6 +310,12 @@ def _group_norm_native(x, weight, bias, num_groups, eps, num_frames):
 # The native forms have run on the CPU, small and in float32; not yet on the device.
 FORMULATIONS = {
     "conv2d": {"im2col": _conv2d_im2col, "im2col_batch": _conv2d_im2col_batch, "native": _conv2d_native},
+    "conv2d_upsampled": {
+        "phases": _conv2d_phases,
+        "im2col": _conv2d_im2col,
+        "im2col_batch": _conv2d_im2col_batch,
+        "native": _conv2d_native,
+    },
     "conv3d": {"stacked": _conv3d_stacked, "native": _conv3d_native},
     "group_norm": {"composed": _group_norm_composed, "native": _group_norm_native},
 }

@@ -109,6 +109,24 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "phases_exchanged",
+        "odd and even rows of an upsampled picture exchanged",
+        "vae_blocks.Upsample2D",
+        NUMBERS,
+        ("vae_layers._conv2d_phases", "_in_turn(even, odd, 1)", "_in_turn(odd, even, 1)"),
+    ),
+    mutant(
+        "phases_of_a_transposed_kernel",
+        "weights of rows meet the pixels of columns",
+        "vae_blocks.Upsample2D",
+        NUMBERS,
+        (
+            "vae_layers._conv2d_phases",
+            "weight.reshape(out_channels * C, 9)",
+            "weight.permute(0, 1, 3, 2).reshape(out_channels * C, 9)",
+        ),
+    ),
+    mutant(
         "vae_attention_unscaled",
         "the attention of the middle block without its scale",
         "vae_blocks.AttentionBlock",

@@ -58,6 +58,32 @@ def test_bands_of_rows_are_the_whole_picture(k, stride, padding, unfolded, monke
         assert relative_l2(out, expected) <= SAME, name
 
 
+@pytest.mark.parametrize("size", [(1, 1), (4, 5), (3, 2)])
+def test_formulations_of_an_upsampled_picture_agree(size):
+    """Against torch: edges, both parities of rows and columns, every picture."""
+    x = normal(2, 5, *size).repeat(2, 2).repeat(2, 3)
+    weight, bias = normal(6, 5, 3, 3), normal(6)
+    expected = torch.nn.functional.conv2d(*map(torch.from_numpy, (x, weight, bias)), 1, 1).numpy()
+    for name, form in vae_layers.FORMULATIONS["conv2d_upsampled"].items():
+        out = form(tensor(x), tensor(weight), tensor(bias), 1, 1).asnumpy()
+        assert relative_l2(out, expected) <= SAME, name
+
+
+def test_gradients_of_an_upsampled_picture():
+    """Of the picture before and of both parameters: the phases pass back what the whole convolution does."""
+
+    def gradients(form):
+        def loss(x, weight, bias):
+            return (form(vae_layers.upsample_nearest(x), weight, bias, 1, 1) * projection).sum()
+
+        values = normal(2, 5, 4, 3), normal(6, 5, 3, 3, seed=1), normal(6, seed=2)
+        return [g.asnumpy() for g in ms.grad(loss, (0, 1, 2))(*map(tensor, values))]
+
+    projection, forms = tensor(normal(2, 6, 8, 6, seed=3)), vae_layers.FORMULATIONS["conv2d_upsampled"]
+    for a, b in zip(gradients(forms["phases"]), gradients(forms["im2col"]), strict=True):
+        assert relative_l2(a, b) <= SAME
+
+
 @pytest.mark.parametrize("frames", [1, 2, 6])
 def test_formulations_over_frames_agree(frames):
     x = normal(6, 8, 3, 5)
