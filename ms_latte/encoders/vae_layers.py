@@ -167,6 +167,7 @@ def _conv2d_im2col(x, weight, bias, stride, padding):
     h, w = (H + 2 * padding - k) // stride + 1, (W + 2 * padding - k) // stride + 1
     weight = weight.reshape(out_channels, -1)
     band = min(max(UNFOLDED // (C * k * k * w), 1), h)
+    band = -(-h // -(-h // band))  # as many bands, of equal height
     pictures = []
     for n in range(N):
         bands = []
