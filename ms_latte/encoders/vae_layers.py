@@ -252,17 +252,21 @@ def _conv2d_native(x, weight, bias, stride, padding):
 
 
 def _conv3d_stacked(x, weight, bias, num_frames, padding):
-    # A frame and its neighbours, stacked along the channels: one product a frame, and no 5-D copy.
+    # A frame and its neighbours stand behind each other in memory, stacked along the channels: one product a frame,
+    # and no copy. Where a neighbour is missing, so are its weights.
     N, C, H, W = x.shape
     out_channels, k = weight.shape[0], weight.shape[2]
     weight = weight.reshape(out_channels, C, k).permute(0, 2, 1).reshape(out_channels, k * C)
-    x = x.reshape(N, C, H * W)
-    nothing = ops.zeros((C, H * W), x.dtype)
+    x = x.reshape(N * C, H * W)
     frames = []
     for n in range(N):
-        near = range(n % num_frames - padding, n % num_frames - padding + k)
-        stack = ops.cat([x[n - n % num_frames + f] if 0 <= f < num_frames else nothing for f in near], 0)
-        frames.append(matmul(weight, stack))  # (O, H * W)
+        start, first = (
+            n - n % num_frames,
+            n % num_frames - padding,
+        )  # the video, the first frame that the kernel meets
+        low, high = max(first, 0), min(first + k, num_frames)
+        near = x[(start + low) * C : (start + high) * C]
+        frames.append(matmul(weight[:, (low - first) * C : (high - first) * C], near))  # (O, H * W)
     y = frames[0] if N == 1 else ops.cat(frames, 0)
     return bias_add(y.reshape(N, out_channels, H, W), bias)
 

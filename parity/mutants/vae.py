@@ -179,8 +179,8 @@ MUTANTS = [
         NUMBERS,
         (
             "vae_layers._conv3d_stacked",
-            "range(n % num_frames - padding, n % num_frames - padding + k)",
-            "range(n % num_frames + padding, n % num_frames + padding - k, -1)",
+            "weight.reshape(out_channels, C, k)",
+            "ops.flip(weight.reshape(out_channels, C, k), (2,))",
         ),
     ),
     mutant(
