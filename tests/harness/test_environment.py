@@ -34,6 +34,7 @@ def test_other_devices_are_refused(name, reason):
 
 CORES_OF_THREADS = """
 import os
+import time
 from pathlib import Path
 
 cores = set(map(int, {cores!r}.split()))
@@ -41,6 +42,7 @@ os.sched_setaffinity(0, cores)
 from ms_latte import device
 
 words = device.select("CPU").settings["compute threads"]
+time.sleep(0.5)  # a thread gives itself its name when it first runs
 tasks = [task for task in Path("/proc/self/task").iterdir() if "Thread_" in (task / "comm").read_text()]
 placed = [os.sched_getaffinity(int(task.name)) for task in tasks]
 assert placed, "MindSpore names its compute threads otherwise"
