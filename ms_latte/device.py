@@ -8,6 +8,7 @@ one of each; nothing else in the code depends on it.
 
 import os
 import re
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -144,15 +145,25 @@ def _spread_compute_threads(ms):
     started = ms.Tensor(numpy.zeros(1, numpy.float32))
     started + started  # the first operator starts the threads
     cores, threads = sorted(os.sched_getaffinity(0)), []
-    for task in sorted(map(int, os.listdir("/proc/self/task"))):
-        name = _first_match(f"/proc/self/task/{task}/comm", r"^(.*)$")
-        if re.fullmatch(r"(Actor|Kernel)Thread_\d+", name):
-            threads.append(task)
+    for _ in range(100 if len(cores) > 1 else 0):  # a thread gives itself its name, when it first runs
+        threads = [task for task in sorted(map(int, os.listdir("/proc/self/task"))) if _computes(task)]
+        if len(threads) == len(cores):
+            break
+        time.sleep(0.001)
     if not 1 < len(threads) == len(cores):
         return "placed by the system"
-    for task, core in zip(threads, cores, strict=True):
-        os.sched_setaffinity(task, {core})
+    try:
+        for task, core in zip(threads, cores, strict=True):
+            os.sched_setaffinity(task, {core})
+    except OSError:  # a container may refuse it: slower, not wrong
+        return "placed by the system"
     return "one a core"
+
+
+def _computes(task):
+    """Whether a thread of this process is one of those that MindSpore's CPU operators run in."""
+    name = _first_match(f"/proc/self/task/{task}/comm", r"^(.*)$")
+    return re.fullmatch(r"(Actor|Kernel)Thread_\d+", name) is not None
 
 
 def _force_ascend_precision(ms):
