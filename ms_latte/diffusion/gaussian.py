@@ -12,6 +12,7 @@ from mindspore import ops
 
 from ms_latte.diffusion.schedule import Schedule, linear_betas
 from ms_latte.models.constants import constant
+from ms_latte.models.layers import exp
 from ms_latte.models.precision import Precision
 from ms_latte.models.primitives import reduce_mean
 
@@ -137,12 +138,6 @@ def to_state(x, precision):
     """x in the type of the process: float32, or float64 under Precision("fp64")."""
     dtype = precision.table_dtype
     return x if x.dtype == dtype else ops.cast(x, dtype)  # MS: a cast to itself copies
-
-
-def exp(x):
-    """e^x, elementwise, for variances and their like: |x| below 80."""
-    # MS: the CPU's exp is 40 to 80 units in the last place off, to one side; its expm1 is half a unit off.
-    return ops.where(x < 0, 1 / (ops.expm1(-x) + 1), ops.expm1(x) + 1)
 
 
 def split_sigma(model_output, x, channel_axis, learn_sigma, precision=Precision()):

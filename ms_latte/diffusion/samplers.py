@@ -18,10 +18,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from ms_latte.diffusion.gaussian import GaussianDiffusion, exp, split_sigma, to_state
+from ms_latte.diffusion.gaussian import GaussianDiffusion, split_sigma, to_state
 from ms_latte.diffusion.respace import respaced_betas, space_timesteps, spaced_grid
 from ms_latte.diffusion.schedule import Schedule, linear_betas
 from ms_latte.models.constants import constant
+from ms_latte.models.layers import exp
 from ms_latte.models.precision import Precision
 
 GUIDANCE_ORDERS = ("cond_first", "uncond_first")

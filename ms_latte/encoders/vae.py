@@ -11,6 +11,7 @@ from ms_latte.encoders.vae_blocks import GROUPS
 from ms_latte.encoders.vae_coders import Decoder, Encoder, TemporalDecoder
 from ms_latte.encoders.vae_layers import Conv2d
 from ms_latte.models.constants import constant
+from ms_latte.models.layers import exp
 from ms_latte.models.precision import Precision
 from ms_latte.pretrained import Pretrained
 
@@ -204,7 +205,7 @@ def moments(x):
 def sample_posterior(mean, logvar, noise, precision=Precision()):
     """A latent of the posterior: mean + exp(logvar / 2) noise; all of one shape, noise standard normal."""
     p = precision
-    std = p.step(ops.exp(0.5 * p.up(logvar)))
+    std = p.step(exp(0.5 * p.up(logvar)))
     return p.round(p.up(mean) + p.step(std * p.up(noise)))
 
 

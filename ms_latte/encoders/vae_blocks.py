@@ -6,12 +6,12 @@ Sources: diffusers `models/resnet.py`, `models/unets/unet_2d_blocks.py`, `models
 """
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import nn
 from mindspore.common.initializer import initializer
 
 from ms_latte.encoders.vae_layers import Conv2d, FrameConv3d, GroupNorm, pad_end, upsample_nearest
 from ms_latte.models.attention import DotProductAttention
-from ms_latte.models.layers import Linear, SiLU, residual
+from ms_latte.models.layers import Linear, SiLU, residual, sigmoid
 from ms_latte.models.precision import Precision
 
 GROUPS = 32  # of every normalisation of the temporal decoder, which has no argument for it
@@ -77,7 +77,7 @@ class AlphaBlender(nn.Cell):
 
     def construct(self, x_spatial, x_temporal):
         p = self.precision
-        alpha = p.step(ops.sigmoid(p.up(self.mix_factor)))
+        alpha = p.step(sigmoid(p.up(self.mix_factor)))
         return p.round(p.step(p.step(1 - alpha) * p.up(x_spatial)) + p.step(alpha * p.up(x_temporal)))
 
 

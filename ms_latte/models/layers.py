@@ -161,6 +161,20 @@ class GELU(nn.Cell):
         return f"approximate={self.approximate}"
 
 
+def exp(x):
+    """e^x, elementwise, for variances and their like: any shape, |x| below 80."""
+    # MS: the CPU's exp is 40 to 115 units in the last place off, to one side; its expm1 is half a unit off. Only ever
+    # of numbers above 0: what is not chosen must be finite too, or its gradient, times 0, is NaN.
+    below = x < 0
+    size = ops.expm1(ops.where(below, -x, x)) + 1
+    return ops.where(below, 1 / size, size)
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x), elementwise, for the few numbers that weigh many: any shape, |x| below 80."""
+    return 1 / (1 + exp(-x))  # MS: the CPU's sigmoid is as far off as its exp
+
+
 def spread(rows, count):
     """Repeat condition rows in runs: (R, D) -> (count, D), each row count // R times in succession.
 

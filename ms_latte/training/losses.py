@@ -8,10 +8,11 @@ Sources: Vchitect/Latte `train.py`, `train_with_img.py`; Open-Sora-Plan v1.0 `tr
 
 from mindspore import ops
 
-from ms_latte.diffusion.gaussian import exp, to_state
+from ms_latte.diffusion.gaussian import to_state
 from ms_latte.models.constants import constant
 from ms_latte.models.latte import Latte
 from ms_latte.models.latte_t2v import LatteT2V
+from ms_latte.models.layers import exp
 from ms_latte.models.precision import Precision
 
 

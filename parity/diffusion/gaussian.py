@@ -66,7 +66,6 @@ CASES = [
         dict(learn_sigma=False),
     ),
     Case("to_state", inputs=dict(x=X)),
-    Case("exp", inputs=dict(x=linspace(-18.0, 18.0, 4, 30)), dtypes=("fp64", "fp32")),
     Case(
         "split_sigma",
         inputs=dict(model_output=OUTPUT, x=X, channel_axis=2, learn_sigma=True),

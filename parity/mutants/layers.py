@@ -59,6 +59,20 @@ MUTANTS = [
         ("layers.SiLU.construct", "x * ops.sigmoid(x)", "x * ops.exp(x) / (1 + ops.exp(x))"),
         note="float64 holds exp(300)",
     ),
+    mutant(
+        "exp_of_the_size",
+        "e^|x|: numbers below 0 not inverted",
+        ("layers.exp", "vae.sample_posterior"),
+        NUMBERS,
+        ("layers.exp", "ops.where(below, 1 / size, size)", "size"),
+    ),
+    mutant(
+        "sigmoid_turned",
+        "1 / (1 + e^x), the sigmoid of -x",
+        ("layers.sigmoid", "vae_blocks.AlphaBlender"),
+        NUMBERS,
+        ("layers.sigmoid", "exp(-x)", "exp(x)"),
+    ),
     # --- LayerNorm
     mutant(
         "layer_norm_eps",

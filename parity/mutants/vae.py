@@ -156,7 +156,7 @@ MUTANTS = [
         "the stored mix factor taken as the weight itself, without the sigmoid",
         "vae_blocks.AlphaBlender",
         NUMBERS,
-        ("vae_blocks.AlphaBlender.construct", "ops.sigmoid(p.up(self.mix_factor))", "p.up(self.mix_factor)"),
+        ("vae_blocks.AlphaBlender.construct", "sigmoid(p.up(self.mix_factor))", "p.up(self.mix_factor)"),
     ),
     mutant(
         "frames_decoded_alone",

@@ -10,6 +10,7 @@ import math
 import torch
 
 from torch_ref.diffusion.schedule import Schedule, linear_betas
+from torch_ref.models.layers import exp
 from torch_ref.models.precision import Precision
 
 FIXED_VARIANCES = ("small", "large")
@@ -132,11 +133,6 @@ class GaussianDiffusion:
 def to_state(x, precision):
     """x in the type of the process: float32, or float64 under Precision("fp64")."""
     return x.to(precision.table_dtype)
-
-
-def exp(x):
-    """e^x, elementwise, for variances and their like: |x| below 80."""
-    return torch.exp(x)
 
 
 def split_sigma(model_output, x, channel_axis, learn_sigma, precision=Precision()):

@@ -17,9 +17,10 @@ import inspect
 import numpy as np
 import torch
 
-from torch_ref.diffusion.gaussian import GaussianDiffusion, exp, split_sigma, to_state
+from torch_ref.diffusion.gaussian import GaussianDiffusion, split_sigma, to_state
 from torch_ref.diffusion.respace import respaced_betas, space_timesteps, spaced_grid
 from torch_ref.diffusion.schedule import Schedule, linear_betas
+from torch_ref.models.layers import exp
 from torch_ref.models.precision import Precision
 
 GUIDANCE_ORDERS = ("cond_first", "uncond_first")

@@ -11,6 +11,7 @@ from torch import nn
 from torch_ref.encoders.vae_blocks import GROUPS
 from torch_ref.encoders.vae_coders import Decoder, Encoder, TemporalDecoder
 from torch_ref.encoders.vae_layers import Conv2d
+from torch_ref.models.layers import exp
 from torch_ref.models.precision import Precision
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -203,7 +204,7 @@ def moments(x):
 def sample_posterior(mean, logvar, noise, precision=Precision()):
     """A latent of the posterior: mean + exp(logvar / 2) noise; all of one shape, noise standard normal."""
     p = precision
-    std = p.step(torch.exp(0.5 * p.up(logvar)))
+    std = p.step(exp(0.5 * p.up(logvar)))
     return p.round(p.up(mean) + p.step(std * p.up(noise)))
 
 

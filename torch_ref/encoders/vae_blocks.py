@@ -10,7 +10,7 @@ from torch import nn
 
 from torch_ref.encoders.vae_layers import Conv2d, FrameConv3d, GroupNorm, pad_end, upsample_nearest
 from torch_ref.models.attention import DotProductAttention
-from torch_ref.models.layers import Linear, SiLU, residual
+from torch_ref.models.layers import Linear, SiLU, residual, sigmoid
 from torch_ref.models.precision import Precision
 
 GROUPS = 32  # of every normalisation of the temporal decoder, which has no argument for it
@@ -76,7 +76,7 @@ class AlphaBlender(nn.Module):
 
     def forward(self, x_spatial, x_temporal):
         p = self.precision
-        alpha = p.step(torch.sigmoid(p.up(self.mix_factor)))
+        alpha = p.step(sigmoid(p.up(self.mix_factor)))
         return p.round(p.step(p.step(1 - alpha) * p.up(x_spatial)) + p.step(alpha * p.up(x_temporal)))
 
 

@@ -140,6 +140,16 @@ class GELU(nn.Module):
         return f"approximate={self.approximate}"
 
 
+def exp(x):
+    """e^x, elementwise, for variances and their like: any shape, |x| below 80."""
+    return torch.exp(x)
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x), elementwise, for the few numbers that weigh many: any shape, |x| below 80."""
+    return torch.sigmoid(x)
+
+
 def spread(rows, count):
     """Repeat condition rows in runs: (R, D) -> (count, D), each row count // R times in succession.
 

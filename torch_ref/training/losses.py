@@ -8,9 +8,10 @@ Sources: Vchitect/Latte `train.py`, `train_with_img.py`; Open-Sora-Plan v1.0 `tr
 
 import torch
 
-from torch_ref.diffusion.gaussian import exp, to_state
+from torch_ref.diffusion.gaussian import to_state
 from torch_ref.models.latte import Latte
 from torch_ref.models.latte_t2v import LatteT2V
+from torch_ref.models.layers import exp
 from torch_ref.models.precision import Precision
 
 
