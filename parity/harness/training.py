@@ -14,9 +14,9 @@ import numpy as np
 
 from parity.harness import gates
 from parity.harness.backends import WorkerError
-from parity.harness.behaviour import DRIFT, VANISHED, allowed, crashed
+from parity.harness.behaviour import VANISHED, allowed, crashed, drift_limit
 from parity.harness.case import Case
-from parity.harness.gates import SEMANTIC, CaseResult, Check, TapResult
+from parity.harness.gates import CaseResult, Check, TapResult
 from parity.harness.inputs import realize
 from parity.harness.runner import Session, prepare, workers_of
 
@@ -202,9 +202,10 @@ def judge_training(
         level = "net" if name == last else "gradient" if name.startswith("gradient ") else "step"
         tap = TapResult("#0" if name == last else f"{name}#0", tuple(t.shape), level, metrics, metrics)
         tap.required = metrics.e_c
-        tap.allowed = SEMANTIC["composed"] if dtype == "fp64" else DRIFT * max(metrics.e_r, noise)
-        if level == "gradient" or dtype == "fp64":
+        if dtype == "fp64" or level == "gradient":
             tap.allowed = allowed(metrics, dtype, form, blocks, vanished)
+        else:
+            tap.allowed = drift_limit(metrics, noise, dtype)
         if metrics.problem or not metrics.e_c <= tap.allowed:
             tap.verdict = "FAIL end"
             tap.reason = metrics.problem or (

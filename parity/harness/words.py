@@ -480,9 +480,9 @@ REASONS: list[tuple[str, str]] = [
     ),
     (
         "step {step} drifted {e} from the truth, torch {dtype} {r}, started one ulp away {noise}; allowed {k} times "
-        "the larger, {allowed} ({gate})",
+        "the larger or the floor, {allowed} ({gate})",
         "第 {step} 步相对真值漂移 {e}, torch {dtype} 为 {r}, 初值相差 1 ULP 时为 {noise}; "
-        "允许较大者的 {k} 倍, {allowed} ({gate})",
+        "允许较大者 (或下限) 的 {k} 倍, {allowed} ({gate})",
     ),
     (
         "{name}: {e} off, torch {dtype} {r}, started one unit away {noise}; allowed {allowed} ({gate})",

@@ -16,6 +16,7 @@ from parity.harness.behaviour import (
 )
 from parity.harness.case import collect
 from parity.harness.runner import Session, run_case
+from parity.harness.training import judge_training
 
 STEPS = dict(state="x", time="t", times=[977, 500, 3])
 
@@ -193,6 +194,17 @@ def test_chaos_is_no_fault_and_a_fault_is_no_chaos():
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize(("dtype", "floor"), [("fp32", 2.0**-22), ("fp16", 2.0**-13), ("bf16", 2.0**-10)])
+def test_none_need_drift_less_than_the_floor(dtype, floor):
+    """A control that a few numbers happen to hit exactly asks for no more than twice the floor."""
+    exact, lucky = [np.array([1.5, 2.0])], [np.array([1.5, 2.0]) * (1 + floor / 100)]
+    for error, failed in ((1.9, False), (2.1, True)):
+        ours = [exact[0] * (1 + error * floor)]
+        assert judge_drift(ours, lucky, exact, lucky, dtype)[0].failed == failed
+        sides = ({"weights after 1": side[0], "gradient w": exact[0]} for side in (ours, lucky, exact, lucky))
+        assert judge_training(*sides, dtype, "CPU")[-1].failed == failed
 
 
 def test_graph_mode_may_be_as_good_or_have_the_same_bits():
