@@ -502,6 +502,11 @@ REASONS: list[tuple[str, str]] = [
     ("from {tap}", "来自 {tap}"),
     ("not equal on both sides: {names}", "两侧不一致: {names}"),
     ("constant, could hide a bug: {names}", "为常数, 可能掩盖问题: {names}"),
+    ("weights of the file that could hide a bug: {names}", "文件中的权重可能掩盖问题: {names}"),
+    (
+        "the net gives 0 everywhere, whatever its layers do: these weights prove nothing (adaLN-Zero before training?)",
+        "无论各层如何计算, 网络的输出处处为 0: 这些权重证明不了什么 (训练前的 adaLN-Zero?)",
+    ),
     ("{a} of {b} differ bitwise from the source: {names}", "{b} 个中有 {a} 个与来源逐位不同: {names}"),
     ("{count} bitwise equal", "{count} 个逐位相同"),
     ("{who} lacks {a}, has in addition {b}", "{who} 缺少 {a}, 多出 {b}"),

@@ -135,6 +135,10 @@ class Side:
         """name -> digest of every parameter as it is in the model now."""
         return {name: weights.digest(self.array(value)) for name, value in self.parameters().items()}
 
+    def degenerate(self) -> list[str]:
+        """Reasons why the weights that are in the model now could hide a bug."""
+        return weights.degenerate(self.state())
+
     def state(self) -> dict[str, np.ndarray]:
         """name -> array of every parameter."""
         return {name: self.array(value) for name, value in self.parameters().items()}

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -97,6 +98,21 @@ def test_a_checkpoint_is_judged_from_its_own_weights(tmp_path):
     digest = convert(GOLDEN / "latte_class.pt", tmp_path / "ours.safetensors", **options)
     assert f"content sha256 {digest}" in " ".join(done.stdout.split())
     assert digest in (tmp_path / "parity.json").read_text() and digest in (tmp_path / "parity.md").read_text()
+
+
+def test_weights_that_prove_nothing_are_said_or_refused(tmp_path):
+    """A net before training: with every modulation 0 its blocks do nothing, with its last layer 0 all of it."""
+    tensors = torch.load(GOLDEN / "latte_class.pt", weights_only=True)["ema"]
+    silent = {n: torch.zeros_like(v) if "adaLN_modulation" in n else v for n, v in tensors.items()}
+    fresh = {n: torch.zeros_like(v) if n.startswith("final_layer.linear") else v for n, v in silent.items()}
+    words = ["--set", "num_heads=2", "--dtype", "fp32", "--report", tmp_path / "out"]
+    note = "could hide a bug: blocks.0.adaLN_modulation.1.weight is constant"
+    for state, code in ((silent, 0), (fresh, 1)):
+        torch.save({"ema": state}, tmp_path / "net.pt")
+        done = parity("--checkpoint", tmp_path / "net.pt", *words)
+        said = " ".join(done.stdout.split())
+        assert done.returncode == code and note in said, done.stdout
+        assert ("the net gives 0 everywhere" in said) == bool(code), done.stdout
 
 
 def test_a_run_speaks_chinese(tmp_path):
