@@ -30,7 +30,7 @@ from parity.harness.trace import Record, discard, fetch
 
 HALF = ("fp16", "bf16")
 PLAIN = Control("plain", {}, "true float32 in matmul and convolution")
-NOTHING = "the net gives 0 everywhere, whatever its layers do: these weights prove nothing (adaLN-Zero before training?)"
+NOTHING = "the net gives 0 everywhere, whatever its layers do: such weights prove nothing (adaLN-Zero before training?)"
 STILL_COMPARABLE = (
     "lint",
     "weight bits",

@@ -504,7 +504,7 @@ REASONS: list[tuple[str, str]] = [
     ("constant, could hide a bug: {names}", "为常数, 可能掩盖问题: {names}"),
     ("weights of the file that could hide a bug: {names}", "文件中的权重可能掩盖问题: {names}"),
     (
-        "the net gives 0 everywhere, whatever its layers do: these weights prove nothing (adaLN-Zero before training?)",
+        "the net gives 0 everywhere, whatever its layers do: such weights prove nothing (adaLN-Zero before training?)",
         "无论各层如何计算, 网络的输出处处为 0: 这些权重证明不了什么 (训练前的 adaLN-Zero?)",
     ),
     ("{a} of {b} differ bitwise from the source: {names}", "{b} 个中有 {a} 个与来源逐位不同: {names}"),

@@ -2,12 +2,15 @@
 """The mutation score in the header belongs to the code that it was measured on, or is not shown."""
 
 import json
+import re
 import shutil
 
 import pytest
 
 from parity import mutation
 from parity.harness import score
+from parity.harness.case import collect
+from parity.mutants import MUTANTS
 
 FOUND = dict(killed=5, detectable=5, bugs=2, runs=7, seeds=1)
 
@@ -58,6 +61,20 @@ def test_a_damaged_score_is_none(tmp_path, content):
     (tmp_path / "s.json").write_text(content)
     assert "not measured" in score.line(tmp_path / "s.json")
     assert "not measured" in score.line(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("readme", ["README.md", "ms_latte/README_CN.md"])
+def test_the_readme_states_the_registry_and_the_score(readme):
+    """What is printed there of a run is that of the stored score; bugs and probes are as many as there are."""
+    text, stored = (score.ROOT / readme).read_text(encoding="utf-8"), json.loads(score.STORED.read_text())
+    bugs = sum(not mutant.equivalent for mutant in MUTANTS.values())
+    assert stored["bugs"] == bugs and stored["killed"] == stored["detectable"]
+    cells = "{killed}/{detectable} cells of {bugs} port bugs · no alarm on the correct port in {runs} runs"
+    ending = "{killed}/{detectable} of the detectable cells ({bugs} mutants)"
+    assert [text.count(line.format_map(stored)) for line in (cells, ending)] == [1, 1]
+    assert re.search(rf"\b{bugs} realistic ones|列出 {bugs} 个", text)
+    probes = sum(bool(case.probe) for case in collect())
+    assert re.search(rf"\b{probes} \*probes\*| {probes} 个\*探针\*", text)
 
 
 @pytest.mark.parametrize(
