@@ -6,7 +6,6 @@ import shlex
 import shutil
 import tempfile
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from parity.harness.bundle import RENEW, Bundle, BundleError, described, digest,
 from parity.harness.case import Case, collect
 from parity.harness.full import file_case, full_case
 from parity.harness.gates import CaseResult
+from parity.harness.options import check_folder, wanted_cases, wanted_dtypes
 from parity.harness.replay import ReplayPool, weights_hash
 from parity.harness.runner import HALF, Session, run_case
 from parity.harness.words import EN, LANGUAGES, Words
-from parity.record import DTYPES, inputs_of, wanted_dtypes
+from parity.record import DTYPES, inputs_of
 
 UNITS = ("matmul", "conv")
 SHIPPED = Path(__file__).resolve().parent / "bundles"
@@ -75,20 +75,25 @@ def find(name: str) -> Path:
 
 
 def cases_of(bundle: Bundle, options: argparse.Namespace) -> dict[str, Case]:
-    """The chosen cases as they are here. Raises BundleError if one of them is not what was recorded."""
+    """The chosen cases as they are here.
+
+    Raises ConversionError for a pattern that fits none of the recorded cases, for options that describe a file where
+    no weights of one were recorded, and for a case that is not what was recorded.
+    """
     recorded = bundle.manifest["cases"]
     collected = {case.id: case for case in collect()}
-    found = {}
-    for id_, facts in recorded.items():
-        if not any(fnmatchcase(id_, pattern) for pattern in options.case):
-            continue
-        case = _case_here(id_, facts, collected, options)
-        _same_case(case, facts, bundle)
-        found[id_] = case
-    if not found:
+    chosen = wanted_cases(options.case, recorded, str(bundle.path), ", ".join(recorded))
+    given = {"--checkpoint": options.checkpoint, "--set": options.settings, "--layout": options.layout}
+    unused = [flag for flag, value in given.items() if value]
+    if unused and not any(recorded[id_]["origin"] == "file" for id_ in chosen):
         raise BundleError(
-            f"--case {' '.join(options.case)} fits no case of {bundle.path}", expected=", ".join(recorded)
+            f"{' '.join(unused)}: {bundle.path} was recorded with weights drawn from seeds, not with those of a file",
+            remedy="python -m parity record --checkpoint FILE, and compare that bundle",
         )
+    found = {}
+    for id_ in chosen:
+        found[id_] = _case_here(id_, recorded[id_], collected, options)
+        _same_case(found[id_], recorded[id_], bundle)
     return found
 
 
@@ -134,7 +139,10 @@ def _same_case(case: Case, facts: dict, bundle: Bundle) -> None:
 def plan(
     bundle: Bundle, cases: dict[str, Case], options: argparse.Namespace, session: Session
 ) -> list[tuple]:
-    """(run, case, dtype, formulation) of everything to judge, meaning before numbers as in `pytest parity/`."""
+    """(run, case, dtype, formulation) of everything to judge, meaning before numbers as in `pytest parity/`.
+
+    Raises ConversionError for dtypes that were not recorded, at all or for the chosen cases.
+    """
     held = [dtype for dtype in DTYPES if any(run["dtype"] == dtype for run in bundle.manifest["runs"])]
     dtypes = wanted_dtypes(options.dtype, held) if options.dtype else held
     plans = []
@@ -147,6 +155,11 @@ def plan(
                 if case.size != "tiny" and dtype != "fp64" and form != session.device:
                     continue  # in half and single precision, other formulations are judged at tiny size
                 plans.append((run, case, dtype, form))
+    if not plans:
+        raise BundleError(
+            f"none of the chosen cases was recorded in {', '.join(dtypes)}",
+            remedy="choose another --dtype or --case",
+        )
     return plans
 
 
@@ -265,6 +278,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    check_folder(f"--report {options.report}", Path(options.report))
     if options.checkpoint and not Path(options.checkpoint).exists():
         raise BundleError(f"--checkpoint {options.checkpoint}: no such file or folder")
     if options.mutant:

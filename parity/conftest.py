@@ -135,8 +135,9 @@ def _check_options(option):
         raise pytest.UsageError(f"--frames {option.frames}: expected 1 or more")
     if option.jobs < 1:
         raise pytest.UsageError(f"--jobs {option.jobs}: expected 1 or more")
-    if option.set and not option.checkpoint:
-        raise pytest.UsageError("--set completes the configuration of a --checkpoint; none is given")
+    alone = [flag for flag in ("set", "layout") if getattr(option, flag)]
+    if alone and not option.checkpoint:
+        raise pytest.UsageError(f"--{alone[0]} describes a --checkpoint; none is given")
     if option.checkpoint and not Path(option.checkpoint).exists():
         raise pytest.UsageError(f"--checkpoint {option.checkpoint}: no such file or folder")
 

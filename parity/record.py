@@ -9,7 +9,6 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +26,7 @@ from parity.harness.case import Case, collect
 from parity.harness.full import file_case, full_case
 from parity.harness.gates import PRODUCT_CAPS
 from parity.harness.inputs import realize
+from parity.harness.options import wanted_cases, wanted_dtypes
 from parity.harness.replay import RecordingPool, Sampler, weights_hash
 from parity.harness.runner import Session, run_case
 
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen_cases(options: argparse.Namespace) -> dict[str, tuple[str, Case]]:
-    """case id -> (where it comes from, the case). Raises BundleError for a choice of nothing."""
+    """case id -> (where it comes from, the case). Raises ConversionError for a choice of nothing."""
     if options.checkpoint:
         overrides = dict(map(parse_setting, options.settings))
         found = [("file", file_case(options.checkpoint, options.layout or None, overrides, options.frames))]
@@ -126,15 +126,10 @@ def chosen_cases(options: argparse.Namespace) -> dict[str, tuple[str, Case]]:
     else:
         every = collect()
         patterns = options.case or ["*-thin"]
-        for pattern in patterns:
-            if not any(fnmatchcase(case.id, pattern) for case in every):
-                names = ", ".join(case.id for case in every if case.net)
-                raise BundleError(
-                    f"--case {pattern} fits nothing", expected=f"parts and nets, the nets are {names}"
-                )
-        found = [
-            ("parity.models", case) for case in every if any(fnmatchcase(case.id, word) for word in patterns)
-        ]
+        nets = ", ".join(case.id for case in every if case.net)
+        ids = [case.id for case in every]
+        chosen = wanted_cases(patterns, ids, "this package", f"parts and nets, the nets are {nets}")
+        found = [("parity.models", case) for case in every if case.id in chosen]
     if options.taps:
         found = [(origin, replace(case, taps=options.taps) if case.net else case) for origin, case in found]
     return {case.id: (origin, case) for origin, case in found}
@@ -157,18 +152,9 @@ def inputs_of(case: Case) -> dict[str, str]:
     return {name: digest(value) for name, value in drawn.items() if isinstance(value, np.ndarray)}
 
 
-def wanted_dtypes(text: str, allowed: Sequence[str] = DTYPES) -> list[str]:
-    """The dtypes of a comma list. Raises BundleError for one that is not allowed."""
-    words = list(dict.fromkeys(text.split(",")))
-    wrong = [word for word in words if word not in allowed]
-    if wrong:
-        raise BundleError(f"--dtype {text}", got=", ".join(wrong), expected=" or ".join(allowed))
-    return words
-
-
 def record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Fill a folder; returns the manifest. Raises BundleError if torch does not agree with itself."""
-    cases, dtypes = chosen_cases(options), wanted_dtypes(options.dtype)
+    cases, dtypes = chosen_cases(options), wanted_dtypes(options.dtype, DTYPES)
     if not cases:
         raise BundleError("no case was chosen", remedy="see --help")
     writer = Writer(folder)

@@ -24,6 +24,7 @@ from tests.harness.test_bundle import edit
 ROOT = Path(__file__).parents[2]
 CASES = {case.id: case for case in collect()}
 NET = "latte.Latte-class"
+GOLDEN = str(ROOT / "tests/data/golden/latte_class.pt")
 LATTE = CASES[NET]
 STAGES = replace(LATTE, taps="stages")
 
@@ -184,7 +185,20 @@ def test_another_case_is_refused(bundle, change, words, tmp_path, capsys):
         (["BUNDLE", "--dtype", "bf16"], "got bf16; expected fp64 or fp32"),
         (["BUNDLE", "--case", "mlp.*"], "fits no case"),
         (["BUNDLE", "--mutant", "typo"], "--mutant typo; expected "),
+        (
+            ["BUNDLE", "--case", NET, "layers.Typo", "blocks.*"],
+            "--case layers.Typo blocks.* fits no case of ",
+        ),
         (["BUNDLE", "--checkpoint", "nowhere.pt"], "no such file"),
+        (["BUNDLE", "--checkpoint", GOLDEN, "--set", "num_heads=2"], "--checkpoint --set: "),
+        (["BUNDLE", "--checkpoint", GOLDEN], "was recorded with weights drawn from seeds"),
+        (
+            ["BUNDLE", "--set", "foo=3", "--layout", "bar"],
+            "remedy: python -m parity record --checkpoint FILE",
+        ),
+        (["BUNDLE", "--layout", "bar"], "--layout: "),
+        (["BUNDLE", "--report", "/proc/report"], "--report /proc/report: /proc cannot be written"),
+        (["BUNDLE", "--report", GOLDEN], "cannot be written (Not a directory)"),
         (["BUNDLE", "--device", "GPU"], "invalid choice"),
         (["BUNDLE", "--device", "Ascend"], "emedy: install CANN"),
     ],
@@ -193,6 +207,23 @@ def test_a_wrong_use_is_one_line(bundle, words, message, capsys):
     status, text = said(capsys, *(bundle.path if word == "BUNDLE" else word for word in words))
     assert status == 2 and message in text
     assert text.count("\n") == 1 and text.startswith("error: ")
+
+
+def test_a_case_that_was_not_recorded_in_a_dtype_is_no_verdict(tmp_path, capsys):
+    """Nothing judged is neither agreement nor disagreement."""
+    folder = recorded(tmp_path / "two", "--case", "layers.Linear", "scaler.*", "--dtype", "fp32,fp16").path
+    status, text = said(capsys, folder, "--case", "scaler.*", "--dtype", "fp16", "--report", tmp_path / "r")
+    assert status == 2 and "none of the chosen cases was recorded in fp16; remedy: choose another" in text
+    assert text.count("\n") == 1 and not (tmp_path / "r").exists()
+
+
+def test_a_bundle_of_a_file_asks_for_that_file(tmp_path, capsys):
+    file = ["--checkpoint", GOLDEN, "--set", "num_heads=2"]
+    folder = recorded(tmp_path / "file", *file, "--dtype", "fp32").path
+    status, text = said(capsys, folder, "--report", tmp_path / "report")
+    assert status == 2 and "was recorded with the weights of a file; remedy: --checkpoint FILE" in text
+    assert said(capsys, folder, *file, "--report", tmp_path / "report") == (0, "")
+    assert (tmp_path / "report/parity.csv").exists()
 
 
 def test_other_weights_are_refused(bundle, monkeypatch):
@@ -346,7 +377,10 @@ def test_a_torch_that_does_not_repeat_itself_is_not_recorded(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--case", "blocks.Typo"], "--case blocks.Typo fits nothing"),
+        (
+            ["--case", "blocks.Typo", "layers.Linear", "x.*"],
+            "--case blocks.Typo x.* fits no case of this package",
+        ),
         (["--dtype", "fp8"], "got fp8; expected fp64 or fp32 or fp16 or bf16"),
         (["--model", "Latte-XL/2"], "add --size full"),
         (["--size", "full", "--model", "Latte-Q/9"], "expected Latte-XL/2"),
