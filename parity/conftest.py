@@ -20,10 +20,12 @@ from pathlib import Path
 
 import pytest
 
+from converters.errors import ConversionError
 from parity.harness import figures, report, score
 from parity.harness.ahead import LEAST, Ahead, companions
 from parity.harness.backends import WorkerError
 from parity.harness.case import SIZES, collect
+from parity.harness.options import check_folder, wanted_dtypes
 from parity.harness.runner import HALF, Session, run_case
 from parity.harness.selection import repeats
 from parity.harness.words import EN, LANGUAGES, Words
@@ -91,19 +93,21 @@ def pytest_configure(config):
     option = config.option
     if not hasattr(option, "device"):
         return
-    if option.help or option.version or option.collectonly:
+    if option.help or option.version:
         return
-    config.stash[RESULTS] = []
     _check_options(option)
-    config.stash[WORDS] = Words(option.lang)
     config.stash[CASES] = _selected(option)
+    if option.collectonly:  # a list needs neither workers nor a report
+        return
+    _check_report(option)
+    config.stash[RESULTS] = []
+    config.stash[WORDS] = Words(option.lang)
     small = all(case.size != "full" for case in config.stash[CASES])
     if option.device != "CPU" or option.checkpoint or not small:
         option.jobs = 1
     session = Session(option.device, overrides=_overrides(option.set), layout=option.layout)
     config.stash[SESSION] = session
     if not option.xmlpath:
-        Path(option.report).mkdir(parents=True, exist_ok=True)
         option.xmlpath = str(Path(option.report) / "junit.xml")
     config.stash[HEADER] = _header(option, session)
 
@@ -115,11 +119,10 @@ def _check_options(option):
         raise pytest.UsageError(
             "--device GPU: the port has no GPU formulations; use --device CPU or --device Ascend"
         )
-    wrong = [word for word in option.dtype.split(",") if word not in DTYPES]
-    if wrong:
-        raise pytest.UsageError(
-            f"--dtype {option.dtype}: {', '.join(wrong)} unknown; expected {', '.join(DTYPES)}"
-        )
+    try:
+        option.dtype = ",".join(wanted_dtypes(option.dtype, DTYPES))  # each once
+    except ConversionError as error:
+        raise pytest.UsageError(str(error)) from None
     if option.lang not in LANGUAGES:
         raise pytest.UsageError(f"--lang {option.lang}: expected {' or '.join(LANGUAGES)}")
     if option.size not in SIZES:
@@ -140,6 +143,13 @@ def _check_options(option):
         raise pytest.UsageError(f"--{alone[0]} describes a --checkpoint; none is given")
     if option.checkpoint and not Path(option.checkpoint).exists():
         raise pytest.UsageError(f"--checkpoint {option.checkpoint}: no such file or folder")
+
+
+def _check_report(option):
+    try:
+        check_folder(f"--report {option.report}", Path(option.report))
+    except ConversionError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _header(option, session):
@@ -276,7 +286,7 @@ def pytest_generate_tests(metafunc):
     if option.quick and dtypes != ["fp64"]:
         dtypes = []
     runs = []
-    cases = metafunc.config.stash[CASES] if CASES in metafunc.config.stash else _selected(option)
+    cases = metafunc.config.stash[CASES]
     for dtype in dtypes:
         # G1 runs on the CPU whatever the device is: there, every formulation that has CPU kernels is judged.
         # The formulations of a case follow each other: truth and control then answer once for both.
@@ -343,7 +353,6 @@ def _selected(option):
 
 def _file_case(option):
     """The whole net of a checkpoint, on inputs that fit its configuration."""
-    from converters import ConversionError
     from parity.harness.full import file_case
 
     try:
@@ -354,7 +363,7 @@ def _file_case(option):
 
 def _opened(option):
     """The checkpoint of --checkpoint, in our names."""
-    from converters import ConversionError, load
+    from converters import load
 
     try:
         return load(option.checkpoint, layout=option.layout or None, overrides=_overrides(option.set))

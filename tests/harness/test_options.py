@@ -35,7 +35,7 @@ def parity(*words, cwd=ROOT):
         (["--device", "Ascend"], "Remedy: install CANN"),
         (["--device", "GPU"], "no GPU formulations"),
         (["--device", "Foo"], "expected CPU or Ascend"),
-        (["--dtype", "fp8"], "expected fp32, fp16, bf16"),
+        (["--dtype", "fp8"], "--dtype fp8; got fp8; expected fp32 or fp16 or bf16"),
         (["--size", "huge"], "expected one of tiny, thin, full"),
         (["--model", "Foo"], "expected Latte or LatteT2V"),
         (["--size", "full", "--model", "Latte-Q/2"], "expected Latte-XL/2"),
@@ -45,6 +45,9 @@ def parity(*words, cwd=ROOT):
         (["--set", "num_heads=2"], "--set describes a --checkpoint; none is given"),
         (["--layout", "ours"], "--layout describes a --checkpoint; none is given"),
         (["--lang", "de"], "expected en or zh"),
+        (["--collect-only", "--device", "nosuch"], "expected CPU or Ascend"),
+        (["--collect-only", "--dtype", "nosuch"], "--dtype nosuch; got nosuch; expected fp32"),
+        (["--collect-only", "--checkpoint", "nowhere.pt"], "no such file"),
         (["--frames", "3"], "--frames needs --size full"),
         (["--frames", "0", "--size", "full"], "expected 1 or more"),
     ],
@@ -56,6 +59,36 @@ def test_wrong_options_end_at_once(words, message, tmp_path):
     assert done.returncode == 4, said  # pytest's code for a wrong use
     assert message in said and "Traceback" not in said
     assert not (tmp_path / "report" / "parity.csv").exists()
+
+
+@pytest.mark.parametrize("place", [ROOT / "README.md", ROOT / "README.md" / "x", "/proc/x"], ids=str)
+def test_a_report_that_cannot_be_written_ends_at_once(place):
+    done = parity("--quick", "-k", "LayerNorm", "--report", place)
+    said = done.stdout + done.stderr
+    assert done.returncode == 4 and f"ERROR: --report {place}: " in said, said
+    assert "INTERNALERROR" not in said and "expected a folder that can be written" in said
+
+
+def collected(tmp_path, *words):
+    """The tests that --collect-only lists; nothing is written."""
+    done = parity("--collect-only", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_collecting_lists_what_a_run_judges(tmp_path):
+    listed = collected(tmp_path)
+    assert not any("NOTSET" in line for line in listed)
+    for test in ("test_drift", "test_samplers", "test_graph_mode"):
+        assert sum(f"::{test}[" in line for line in listed) > 1
+    done = parity("-k", "no_such_test", "--report", tmp_path / "out")
+    assert f"{len(listed)} deselected" in done.stdout
+
+
+def test_a_dtype_that_is_given_twice_counts_once(tmp_path):
+    once, twice = (collected(tmp_path, "--size", "tiny", "--dtype", d) for d in ("bf16", "bf16,bf16"))
+    assert once == twice and any("::test_numerics[bf16-" in line for line in once)
 
 
 def test_a_run_leaves_its_report(tmp_path):
