@@ -24,6 +24,8 @@ from parity.harness.runner import write_weights
 from parity.harness.weights import random_state
 
 PARTS = ("operators", "blocks", "net", "trace", "generate", "training")
+SIDES, TAPS = ("torch", "mindspore"), ("stages", "all")
+TRACING = "tracing {taps} over a plain forward, {side}"
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Row:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; with the word "converters" first, that of the converters."""
+    """Print the table; with the word "converters" first, that of the converters. Exit status 2 for a wrong use, and
+    for a device or framework that is absent or fails."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["converters"]:
         from parity import converter_benchmark
@@ -55,7 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         "The converters against cp: python -m parity benchmark converters --help",
     )
     parser.add_argument(
-        "--device", default="CPU", help="device of MindSpore: CPU or Ascend (default: %(default)s)"
+        "--device",
+        default="CPU",
+        choices=("CPU", "Ascend"),
+        help="device of MindSpore (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype", default="fp32", choices=["fp32"], help="fp32 (half precision is emulated on the CPU)"
@@ -91,13 +97,32 @@ def main(arguments: list[str] | None = None) -> int:
         net = full_case(options.model)
     except ValueError as error:
         parser.error(str(error))
-    every = [*operators(net), *blocks(net), net, *(job.case for job in benchmark_generate.jobs(options.tiny))]
-    every += [job.case for job in benchmark_training.jobs(options.tiny)]
-    if not any(_wanted(case.name, options) for case in every):
-        names = ", ".join(repr(case.name) for case in every)
-        parser.error(f"--only {' '.join(options.only)}: expected a part of one of {names}")
-    run(options, net)
+    if options.repeat < 1:
+        parser.error(f"--repeat {options.repeat}: expected 1 or more")
+    rows = names(net, options.tiny)
+    chosen = [name for part in options.parts.split(",") for name in rows[part]]
+    if not any(_wanted(name, options) for name in chosen):
+        expected = ", ".join(map(repr, chosen))
+        parser.error(f"--only {' '.join(options.only)}: expected a part of one of {expected}")
+    try:
+        run(options, net)
+    except WorkerError as error:
+        print(f"error: {(str(error).strip().splitlines() or ['?'])[0]}", file=sys.stderr)
+        return 2
     return 0
+
+
+def names(net: Case, tiny: bool) -> dict[str, list[str]]:
+    """Names of the rows of each part."""
+    generated, trained = benchmark_generate.jobs(tiny), benchmark_training.jobs(tiny)
+    return {
+        "operators": [case.name for case in operators(net)],
+        "blocks": [case.name for case in blocks(net)],
+        "net": [net.name],
+        "trace": [TRACING.format(taps=taps, side=side) for taps in TAPS for side in SIDES],
+        "generate": [job.case.name for job in generated],
+        "training": [job.case.name for job in trained],
+    }
 
 
 def run(options: argparse.Namespace, net: Case) -> list[Row]:
@@ -130,7 +155,7 @@ def run(options: argparse.Namespace, net: Case) -> list[Row]:
                 f"{memory['mindspore'] / 2**30:>9.2f} {share:>6.2f}"
             )
         if "trace" in chosen:
-            tracing(sides, net)
+            tracing(sides, net, options)
         if "generate" in chosen:
             rows += jobs_in_turns(sides, benchmark_generate.jobs(options.tiny), options)
         if "training" in chosen:
@@ -198,14 +223,14 @@ def jobs_in_turns(sides: dict[str, Worker], jobs: list, options: argparse.Namesp
 
 
 def _start(options: argparse.Namespace) -> dict[str, Worker]:
-    """Both processes, or an error that names the remedy and nothing left running."""
+    """Both processes, or WorkerError, which names the remedy, and nothing left running."""
     sides: dict[str, Worker] = {}
     try:
         for name, device in (("torch", "CPU"), ("mindspore", options.device)):
             sides[name] = Worker(name, device, options.dtype)
-    except WorkerError as error:
+    except WorkerError:
         _stop(sides)
-        raise SystemExit(f"error: {str(error).strip()}") from None
+        raise
     return sides
 
 
@@ -257,21 +282,26 @@ def in_turns(
     return rows
 
 
-def tracing(sides: dict[str, Worker], net: Case) -> None:
+def tracing(sides: dict[str, Worker], net: Case, options: argparse.Namespace) -> None:
     """What tracing costs, on a shallow net of full width: stage by stage into files, as nets of this size are traced,
     and with every module tapped, as tiny and thin nets are."""
+    wanted = [name for name in names(net, options.tiny)["trace"] if _wanted(name, options)]
+    if not wanted:
+        return
     depth = {"depth": 4} if net.net == "Latte" else {"num_layers": 2}
     case = replace(net, init={**net.init, **depth}, name="shallow")
     inputs = _prepare(sides, case)
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        for taps in ("stages", "all"):
+        for taps in TAPS:
             for name, worker in sides.items():
+                row = TRACING.format(taps=taps, side=name)
+                if row not in wanted:
+                    continue
                 worker("set_spill", folder=folder if taps == "stages" else None)
                 ratios = []
                 for _ in range(6):
                     plain = worker("clock", inputs=inputs, method="")
                     ratios.append(worker("clock", inputs=inputs, method="", taps=taps) / plain)
-                row = f"tracing {taps} over a plain forward, {name}"
                 print(f"{row:<80} {statistics.median(ratios[1:]):>6.2f}", flush=True)
     for worker in sides.values():
         worker("close")

@@ -38,7 +38,7 @@ def test_sides_take_turns_and_neighbours_make_the_ratio(capsys):
 
 def test_rows_of_generation_run_beside_the_originals(capsys):
     pytest.importorskip("mindspore")
-    words = ["--parts", "generate", "--tiny", "--repeat", "1"]
+    words = ["--parts", "trace,generate", "--tiny", "--repeat", "1"]
     assert benchmark.main([*words, "--only", "T5", "T2V"]) == 0
     said = capsys.readouterr().out
     shown = [line for line in said.splitlines() if " - " in line]
@@ -46,7 +46,7 @@ def test_rows_of_generation_run_beside_the_originals(capsys):
     assert len(shown) == 4 and all(line.startswith(name) for line, name in zip(shown, names, strict=True)), (
         said
     )
-    assert "cannot run" not in said and "goal" not in said
+    assert "cannot run" not in said and "goal" not in said and "tracing" not in said
 
 
 def test_a_training_step_runs_with_and_without_recompute(capsys):
@@ -66,9 +66,25 @@ def test_goals_are_those_of_the_published_table():
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--only", "nothing"], "expected a part of one of"), (["--parts", "vae"], "generate")],
+    [
+        (["--only", "nothing"], "expected a part of one of"),
+        (["--parts", "vae"], "generate"),
+        (["--parts", "operators", "--only", "XL-2"], "expected a part of one of 'linear"),
+        (["--parts", "trace", "--only", "linear"], "expected a part of one of 'tracing stages over"),
+        (["--repeat", "0"], "--repeat 0: expected 1 or more"),
+        (["--repeat", "-1", "--parts", "net"], "--repeat -1: expected 1 or more"),
+        (["--device", "GPU"], "invalid choice: 'GPU'"),
+    ],
 )
 def test_a_wrong_choice_is_told(words, message, capsys):
     with pytest.raises(SystemExit) as caught:
         benchmark.main(words)
     assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_absent_device_is_one_line(capsys):
+    pytest.importorskip("mindspore")
+    assert benchmark.main(["--device", "Ascend", "--parts", "operators"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and "emedy: install CANN" in said.err
+    assert said.err.count("\n") == 1 and said.out == ""
