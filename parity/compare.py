@@ -17,10 +17,10 @@ from parity.harness.bundle import RENEW, Bundle, BundleError, described, digest,
 from parity.harness.case import Case, collect
 from parity.harness.full import file_case, full_case
 from parity.harness.gates import CaseResult
-from parity.harness.options import check_folder, wanted_cases, wanted_dtypes
 from parity.harness.replay import ReplayPool, weights_hash
 from parity.harness.runner import HALF, Session, run_case
 from parity.harness.words import EN, LANGUAGES, Words
+from parity.options import check_folder, wanted_cases, wanted_dtypes
 from parity.record import DTYPES, inputs_of
 
 UNITS = ("matmul", "conv")

@@ -25,10 +25,10 @@ from parity.harness import figures, report, score
 from parity.harness.ahead import LEAST, Ahead, companions
 from parity.harness.backends import WorkerError
 from parity.harness.case import SIZES, collect
-from parity.harness.options import check_folder, wanted_dtypes
 from parity.harness.runner import HALF, Session, run_case
 from parity.harness.selection import repeats
 from parity.harness.words import EN, LANGUAGES, Words
+from parity.options import check_folder, wanted_dtypes
 
 DEVICES = ("CPU", "Ascend", "GPU")
 DTYPES = ("fp32", "fp16", "bf16")

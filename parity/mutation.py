@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.errors import ConversionError
 from converters.output import write_whole
 from parity.harness import score
 from parity.harness.ahead import LEAST, Ahead, companions
@@ -28,6 +29,7 @@ from parity.harness.gates import CaseResult
 from parity.harness.runner import Session, prepare, run_case, workers_of
 from parity.harness.trace import fetch
 from parity.mutants import DTYPES, MUTANTS, Mutant
+from parity.options import check_folder, wanted_dtypes
 
 # An error that is less than twice its limit kills by luck: the error of a correct port scatters by a factor of 1.6
 # between layers (the worst ratio measured on one is 1.64), so another seed could bring it below the limit.
@@ -235,7 +237,7 @@ def margin(mutant: Mutant, dtype: str, cell: Cell) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; exit status 1 if a mutant is not killed as declared or the correct port raises an alarm."""
     options = _options(arguments)
-    chosen, dtypes = _chosen(options)
+    chosen, dtypes = _chosen(options), options.dtypes
     session = Session(diagnosis_left=math.inf)
     bench, began, rows, alarms, checked = Bench(session), time.perf_counter(), [], {}, 0
     state = score.state()
@@ -319,10 +321,9 @@ def _options(arguments):
     parser.add_argument(
         "--store", action="store_true", help="keep the score of a full run for the header of pytest parity/"
     )
-    parser.add_argument("--list", action="store_true", help="print the registry and run nothing")
+    parser.add_argument("--list", action="store_true", help="print the chosen mutants and run nothing")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in MUTANTS]
-    wrong = [name for name in options.dtype.split(",") if name not in DTYPES]
     if unknown:
         import difflib
 
@@ -330,9 +331,11 @@ def _options(arguments):
         parser.error(
             f"got unknown mutant {unknown[0]!r}, expected a name of --list; near: {', '.join(near) or 'none'}"
         )
-    if wrong:
-        parser.error(f"got dtype {wrong[0]!r}, expected a comma list of {', '.join(DTYPES)}")
-    partly = options.names or options.file or options.quick or set(options.dtype.split(",")) != set(DTYPES)
+    try:
+        options.dtypes = wanted_dtypes(options.dtype, DTYPES)
+    except ConversionError as error:
+        parser.error(str(error))
+    partly = options.names or options.file or options.quick or set(options.dtypes) != set(DTYPES)
     if options.store and partly:
         parser.error("--store keeps the score of all mutants in all dtypes; got a part of them")
     if options.seeds < 1:
@@ -345,8 +348,13 @@ def _options(arguments):
         parser.error(
             f"folder {options.report.parent} does not exist; remedy: mkdir -p {options.report.parent}"
         )
+    try:
+        if options.report:
+            check_folder(f"--report {options.report}", options.report.absolute().parent)
+    except ConversionError as error:
+        parser.error(str(error))
     if options.list:
-        for mutant in MUTANTS.values():
+        for mutant in _chosen(options):
             gates = " ".join(f"{dtype}:{'+'.join(g.split())}" for dtype, g in mutant.expected.items())
             print(f"{mutant.name:<{WIDTH}} {mutant.file:<11} {gates:<40} {mutant.description}")
         parser.exit(0)
@@ -365,7 +373,7 @@ def _chosen(options):
     if not chosen:
         print(f"error: no mutant of those chosen stands in the file {options.file}", file=sys.stderr)
         raise SystemExit(2)
-    return chosen, list(dict.fromkeys(options.dtype.split(",")))
+    return chosen
 
 
 def _row(bench, mutant, dtype, name) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from parity.harness.case import Case, collect
 from parity.harness.full import file_case, full_case
 from parity.harness.gates import PRODUCT_CAPS
 from parity.harness.inputs import realize
-from parity.harness.options import wanted_cases, wanted_dtypes
 from parity.harness.replay import RecordingPool, Sampler, weights_hash
 from parity.harness.runner import Session, run_case
+from parity.options import wanted_cases, wanted_dtypes
 
 DTYPES = ("fp64", "fp32", "fp16", "bf16")
 EXAMPLES = """examples:

@@ -382,10 +382,12 @@ def test_the_correct_port_runs_once_per_case(judged):
     "arguments, words",
     [
         (["gelu_erf_insid"], "got unknown mutant 'gelu_erf_insid'.*near: gelu_erf_inside"),
-        (["--dtype", "fp8"], "got dtype 'fp8', expected a comma list of fp32, fp16, bf16"),
+        (["--dtype", "fp8"], "--dtype fp8; got fp8; expected fp32 or fp16 or bf16"),
         (["--seeds", "0"], "got --seeds 0, expected 1 or more"),
         (["--report", "/no/such/folder/x.json"], "does not exist; remedy: mkdir -p /no/such/folder"),
+        (["gelu_erf", "--report", "/proc/x.json"], "--report /proc/x.json: /proc cannot be written"),
         (["--file", "nofile"], "invalid choice: 'nofile'"),
+        (["--list", "gelu_erf", "--file", "blocks"], "no mutant of those chosen stands in the file blocks"),
         (["gelu_erf", "--file", "blocks"], "no mutant of those chosen stands in the file blocks"),
     ],
 )
@@ -404,3 +406,18 @@ def test_the_list_shows_the_registry(capsys):
     out = capsys.readouterr().out
     assert caught.value.code == 0 and len(out.splitlines()) == len(MUTANTS)
     assert "fp32:G1+G3" in out
+
+
+@pytest.mark.parametrize(
+    "words, names",
+    [
+        (["--file", "norms"], [name for name, mutant in MUTANTS.items() if mutant.file == "norms"]),
+        (["gelu_erf"], ["gelu_erf"]),
+        (["--quick"], QUICK),
+    ],
+)
+def test_the_list_shows_what_is_chosen(capsys, words, names):
+    with pytest.raises(SystemExit) as caught:
+        main(["--list", *words])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert caught.value.code == 0 and listed == list(names) != []
