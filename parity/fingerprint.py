@@ -117,6 +117,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"emulated device {options.emulated}")
         print("\n".join(report(read(DEVICES[options.emulated]), options.verbose)))
         return 0
+    places = (options.folder, *options.folder.parents)
+    if taken := next((place for place in places if place.exists() and not place.is_dir()), None):
+        parser.error(
+            f"--folder {options.folder}: {taken} is no folder; expected one, or a new name for --store"
+        )
     try:
         platform, found = measure(options.device)
     except WorkerError as error:

@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         results, header, not_run = report.load(options.file)
         lines = [w.translate(line) for line in header]
         lines += [report.contract_line(results, w), *report.summary(results, options.verbose, w)]
-        paths = report.write(results, header, options.output or options.file.parent, w, not_run)
+        files = list(report.rendered(results, header, w, not_run))  # all, before the first is written
+        paths = report.store(files, options.output or options.file.parent)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ import math
 import os
 import xml.etree.ElementTree as xml
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -264,29 +264,42 @@ def write(
     w: Words = EN,
     not_run: Sequence[str] = (),
 ) -> list[Path]:
-    """Write parity.csv, parity.json, parity.md and parity.html, each whole or not at all.
+    """Write parity.csv, parity.json, parity.md and parity.html, each whole or not at all and as soon as it is rendered:
+    a page that cannot be must not cost the numbers of a long run. Arguments as of `rendered`."""
+    return store(rendered(results, header, w, not_run), folder)
 
-    header, not_run: English lines; the second says what was left out and why, shown as neither passed nor failed. The
-    Markdown goes to the summary page of GitHub Actions too.
+
+def store(contents: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
+    """Write what `rendered` gives. The Markdown goes to the summary page of GitHub Actions too."""
+    paths = []
+    for ending, content in contents:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"parity.{ending}")
+        write_whole(paths[-1], content)
+        if ending == "md" and os.environ.get("GITHUB_STEP_SUMMARY"):
+            with open(os.environ["GITHUB_STEP_SUMMARY"], "a", encoding="utf-8") as file:
+                file.write(content)
+    return paths
+
+
+def rendered(
+    results: list[CaseResult], header: list[str], w: Words = EN, not_run: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """(ending, content) of every file of a report, one after the other.
+
+    header, not_run: English lines; the second says what was left out and why, shown as neither passed nor failed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"parity.{ending}" for ending in ("csv", "json", "md", "html")]
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, CSV_FIELDS)
     writer.writeheader()
     for result in results:
         writer.writerows(_csv_rows(result))
-    write_whole(paths[0], table.getvalue())
+    yield "csv", table.getvalue()
     about = {"header": header, "not_run": list(not_run), **_limits()}
-    write_whole(paths[1], json.dumps({**about, "results": results}, default=_plain))
+    yield "json", json.dumps({**about, "results": results}, default=_plain)
     header, not_run = ([w.translate(line) for line in lines] for lines in (header, not_run))
-    text = markdown(results, header, w, not_run)
-    write_whole(paths[2], text)
-    write_whole(paths[3], html.page(results, header, w, not_run, verdict_line(results, w)))
-    if os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(os.environ["GITHUB_STEP_SUMMARY"], "a", encoding="utf-8") as file:
-            file.write(text)
-    return paths
+    yield "md", markdown(results, header, w, not_run)
+    yield "html", html.page(results, header, w, not_run, verdict_line(results, w))
 
 
 def junit(results: list[CaseResult], path: Path, name: str) -> Path:
@@ -310,7 +323,7 @@ def load(path: Path) -> tuple[list[CaseResult], list[str], list[str]]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         results = [_result(item) for item in stored["results"]]
-        header = stored["header"]
+        header, not_run = _lines(stored["header"]), _lines(stored.get("not_run", []))
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no parity.json of this version ({type(error).__name__}: {error})"
@@ -321,7 +334,7 @@ def load(path: Path) -> tuple[list[CaseResult], list[str], list[str]]:
             f"{path} was judged with other {' and '.join(stale)} than this version has; render it with the version "
             "that wrote it, or run pytest parity/ again"
         )
-    return results, header, stored.get("not_run", [])
+    return results, header, not_run
 
 
 def markdown(results: list[CaseResult], header: list[str], w: Words = EN, not_run: Iterable[str] = ()) -> str:
@@ -370,6 +383,12 @@ def heading(members: list[CaseResult], w: Words = EN) -> str:
     what = w(key, gate=gate, dtype=dtype, limit=limit)
     passed = sum(result.passed for result in members)
     return w("heading.tail", what=what, form=form, passed=passed, total=len(members))
+
+
+def _lines(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise TypeError(f"expected a list of lines, got {clip(repr(value), 80)}")
+    return value
 
 
 def _limits() -> dict:

@@ -232,6 +232,16 @@ def device(monkeypatch, seen):
     return pretend
 
 
+@pytest.mark.parametrize("words", [[], ["--store"]])
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt/inside"])
+def test_a_folder_that_is_a_file_is_a_wrong_use(device, tmp_path, capsys, name, words):
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--folder", str(tmp_path / name), *words])
+    assert caught.value.code == 2 and "notes.txt is no folder; expected one" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
 def test_a_calibration_is_stored_and_compared(device, tmp_path, capsys):
     arguments = ["--folder", str(tmp_path / "new")]
     assert command.main(arguments) == 3 and "none stored for this platform" in capsys.readouterr().out

@@ -260,6 +260,31 @@ def test_a_file_that_is_no_report_is_refused(tmp_path, capsys, text, message):
     assert [path.name for path in tmp_path.iterdir()] == ["parity.json"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        dict(not_run=None),
+        dict(not_run=[7]),
+        dict(header=[1, 2]),
+        dict(header="device CPU"),
+        {"case": None},
+        {"worst": 3},
+        {"taps": [{"tap": 1}]},
+    ],
+    ids=str,
+)
+def test_a_damaged_report_leaves_no_file(tmp_path, capsys, damage):
+    report.write([broken()], ["device CPU"], tmp_path / "first", EN, ["x"])
+    stored = json.loads((tmp_path / "first/parity.json").read_text())
+    for key, value in damage.items():
+        (stored if key in stored else stored["results"][0])[key] = value
+    (tmp_path / "parity.json").write_text(json.dumps(stored))
+    assert command.main([str(tmp_path / "parity.json"), "-o", str(tmp_path / "second")]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and "is no parity.json of this version" in said.err
+    assert said.err.count("\n") == 1 and not (tmp_path / "second").exists()
+
+
 def test_a_report_of_other_limits_is_refused(tmp_path, capsys):
     report.write([net()], [], tmp_path)
     stored = json.loads((tmp_path / "parity.json").read_text())
