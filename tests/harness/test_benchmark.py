@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark takes turns, forms the ratios of neighbours, and its rows run; no figure is asserted."""
 
+import argparse
+
 import pytest
 
 from parity import benchmark, benchmark_generate, benchmark_training
+from parity.harness.full import full_case
 
 
 def test_sides_take_turns_and_neighbours_make_the_ratio(capsys):
@@ -38,7 +41,7 @@ def test_sides_take_turns_and_neighbours_make_the_ratio(capsys):
 
 def test_rows_of_generation_run_beside_the_originals(capsys):
     pytest.importorskip("mindspore")
-    words = ["--parts", "trace,generate", "--tiny", "--repeat", "1"]
+    words = ["--parts", "generate", "--tiny", "--repeat", "1"]
     assert benchmark.main([*words, "--only", "T5", "T2V"]) == 0
     said = capsys.readouterr().out
     shown = [line for line in said.splitlines() if " - " in line]
@@ -46,7 +49,25 @@ def test_rows_of_generation_run_beside_the_originals(capsys):
     assert len(shown) == 4 and all(line.startswith(name) for line, name in zip(shown, names, strict=True)), (
         said
     )
-    assert "cannot run" not in said and "goal" not in said and "tracing" not in said
+    assert "cannot run" not in said and "goal" not in said
+
+
+@pytest.mark.parametrize(
+    ("only", "rows"),
+    [
+        (["T5"], []),
+        (["stages", "T5"], ["stages over a plain forward, torch", "stages over a plain forward, mindspore"]),
+        (["all over a plain forward, torch"], ["all over a plain forward, torch"]),
+    ],
+)
+def test_only_applies_to_tracing(monkeypatch, capsys, only, rows):
+    monkeypatch.setattr(benchmark, "_prepare", lambda *_: {})
+    sides = dict.fromkeys(benchmark.SIDES, lambda verb, **_: 1.0)
+    options = argparse.Namespace(only=only, tiny=True)
+    benchmark.tracing(sides, full_case("Latte-XL/2"), options)
+    assert [line.rpartition(" ")[0].strip() for line in capsys.readouterr().out.splitlines()] == [
+        f"tracing {row}" for row in rows
+    ]
 
 
 def test_a_training_step_runs_with_and_without_recompute(capsys):
