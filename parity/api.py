@@ -4,15 +4,16 @@
     from parity import api
     from parity.harness.inputs import integers, normal
 
-    outcome = api.compare(
-        reference="pkg.torch_model:make",  # or "path/file.py:make", or the function itself
-        port="pkg.mindspore_model:make",
-        inputs=dict(x=normal(2, 3, 16, 12), t=integers(2, high=1000)),
-        weights="auto",  # "names", or {"reference.name": "port.name"}
-        dtypes=("fp32",),
-    )
-    print("\\n".join(outcome.lines))
-    assert outcome.passed
+    if __name__ == "__main__":  # worker processes import this file too, if it defines the factories
+        outcome = api.compare(
+            reference="pkg.torch_model:make",  # or "path/file.py:make", or a function at the top level of a file
+            port="pkg.mindspore_model:make",
+            inputs=dict(x=normal(2, 3, 16, 12), t=integers(2, high=1000)),
+            weights="auto",  # "names", or {"reference.name": "port.name"}
+            dtypes=("fp32",),
+        )
+        print("\\n".join(outcome.lines))
+        assert outcome.passed
 
 The same as a file that `python -m parity other FILE.py` runs is `parity/others/example.py`: copy it.
 
@@ -33,6 +34,7 @@ import argparse
 import importlib
 import importlib.util
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +45,7 @@ from typing import Any
 import numpy as np
 
 from parity.harness import pairing, report, weights
-from parity.harness.backends import Pool, Worker, WorkerError
+from parity.harness.backends import INSIDE, Pool, Worker, WorkerError
 from parity.harness.behaviour import run_gradients
 from parity.harness.gates import NATIVE_FORMS, CaseResult
 from parity.harness.inputs import realize
@@ -156,8 +158,14 @@ def run(
     """Pair, then judge every gate asked for. command: the line that repeats it, for the messages. pool: processes to
     reuse for several comparisons; they are left running. language: of tables and messages, "en" or "zh".
 
-    Raises ComparisonError.
+    Raises ComparisonError, at once inside a worker: it executes the file of a factory, and a call at the top level of
+    that file would start workers without end.
     """
+    if INSIDE in os.environ:
+        raise ComparisonError(
+            "the file that defines this factory compares at its top level, and the worker processes execute that file "
+            'too; put the call below `if __name__ == "__main__":`'
+        )
     case = _case(comparison, device)
     session = Session(device=device, pool=pool or OtherPool())
     try:
@@ -234,7 +242,16 @@ def _path(factory: str | Callable, which: str) -> str:
         raise ComparisonError(
             f"{which}: expected a path or a function at the top level of a file, got {factory!r}"
         )
-    return f"{Path(inspect.getsourcefile(factory)).resolve()}:{name}"
+    try:
+        file = Path(inspect.getsourcefile(inspect.unwrap(factory)) or "?").resolve()
+    except (TypeError, OSError):  # compiled, or typed into an interpreter
+        file = Path("?")
+    if file.suffix != ".py" or not file.is_file():
+        raise ComparisonError(
+            f"{which}={factory!r}: no Python file defines it (a notebook, standard input, compiled code?), so that a "
+            f"worker process cannot import it; write it to a file and pass 'path/file.py:{name}'"
+        )
+    return f"{file}:{name}"
 
 
 # ------------------------------------------------------------------------------------------------- pairing

@@ -19,6 +19,7 @@ from parity.harness import trace
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 1800  # seconds that one request may take: the float64 truth of XL/2 takes about 60
 KEPT = 4  # workers alive at a time: each holds a framework (0.4 to 0.7 GB)
+INSIDE = "PARITY_WORKER"  # set in the environment of a worker and of whatever it starts
 
 
 class WorkerError(RuntimeError):
@@ -54,6 +55,7 @@ class Worker:
             "OMP_WAIT_POLICY": "PASSIVE",
             "KMP_BLOCKTIME": "0",
             **os.environ,
+            INSIDE: self.name,
             "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         }
         self._process = subprocess.Popen(

@@ -2,6 +2,7 @@
 """The interface for other people's ports: right ones pass every gate, wrong ones die, mistakes are one clear line."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,6 +187,47 @@ def test_compare_refuses_unknown_words():
 
 def test_functions_become_paths():
     assert api._path(locate, "reference").endswith("other.py:locate")
+
+
+def test_a_call_at_the_top_level_of_a_script_is_refused_at_once(tmp_path):
+    """Its workers execute the script; each execution leaves a mark, the third one ends the growth of this test."""
+    file, marks = tmp_path / "script.py", tmp_path / "marks"
+    head = (
+        f"from pathlib import Path\nmarks = Path({str(marks)!r})\nmarks.open('a').write('x')\n"
+        "if marks.stat().st_size > 2: raise SystemExit('grows')\n"
+        "from parity import api\nfrom parity.harness.inputs import normal\n"
+        "def reference():\n    from torch import nn\n    return nn.Linear(6, 4)\n"
+        "def port():\n    from mindspore import nn\n    return nn.Dense(6, 4)\n"
+    )
+    call = "outcome = api.compare(reference=reference, port=port, inputs=[normal(7, 6)], semantics=False)\n"
+
+    def run(text):
+        marks.write_text("")
+        file.write_text(text)
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+        return subprocess.run([sys.executable, file], capture_output=True, text=True, env=environment)
+
+    done = run(head + call)
+    assert done.returncode == 1 and len(marks.read_text()) == 2
+    assert 'put the call below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    guarded = head + 'if __name__ == "__main__":\n    ' + call + "    assert outcome.passed\n"
+    marks.write_text("")
+    done = run(guarded.replace("> 2", "> 9"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", ["def reference(): pass\n", "reference = len\n"])
+def test_a_function_of_no_file_is_one_line_with_the_remedy(text):
+    """From standard input, as from a notebook; and a compiled one."""
+    text += (
+        "from parity import api\n"
+        "try: api.compare(reference=reference, port='a:b', inputs=[1])\n"
+        "except api.ComparisonError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable], input=text, capture_output=True, text=True, cwd=HERE.parents[1], check=True
+    )
+    assert "no Python file defines it" in done.stdout and "path/file.py:" in done.stdout
 
 
 # ---------------------------------------------------------------------------------------------- command line
