@@ -47,7 +47,7 @@ import numpy as np
 from parity.harness import pairing, report, weights
 from parity.harness.backends import INSIDE, Pool, Worker, WorkerError
 from parity.harness.behaviour import run_gradients
-from parity.harness.gates import NATIVE_FORMS, CaseResult
+from parity.harness.gates import NATIVE_FORMS, CaseResult, Check
 from parity.harness.inputs import realize
 from parity.harness.other import HALF, Other
 from parity.harness.pairing import Layer, Pairing, PairingError
@@ -57,6 +57,10 @@ from parity.harness.words import EN, LANGUAGES, Words
 
 DTYPES = ("fp32", "fp16", "bf16")
 DEVICES = ("CPU", "Ascend")
+TABLE = (
+    1e-5  # constructed tables may differ by this, relative L2: other orders of operations, not other numbers
+)
+HUGE = 1e4  # beyond this a number of a table means "minus infinity"
 
 
 class ComparisonError(ValueError):
@@ -74,7 +78,8 @@ class Comparison:
     weights: "names", "auto", or a map from names or dotted prefixes of the reference to those of the port.
     layers: reference name -> port name, or None to leave a layer out; the rest is paired from the parameters.
     dtypes: of G2. semantics: G1; None runs it if the port can. gradients: G5. method: called instead of the
-    model. keep: parameters and buffers (reference names) that stay as the reference constructed them.
+    model. keep: parameters and buffers (reference names) that stay as the reference constructed them. Buffers that
+    no checkpoint of the reference holds (persistent=False) stay as each side constructed them, and are compared.
     """
 
     reference: str | Callable = ""
@@ -169,9 +174,8 @@ def run(
     case = _case(comparison, device)
     session = Session(device=device, pool=pool or OtherPool())
     try:
-        found, header, norms = _pair(session, comparison, case)
-        case = replace(case, pairing=found)
-        outcome = Outcome([], header, found, verbose=verbose, words=Words(language))
+        case, header, norms, contract = _pair(session, comparison, case)
+        outcome = Outcome([], header, case.pairing, verbose=verbose, words=Words(language))
         form = NATIVE_FORMS[1] if norms else device
         if comparison.semantics is not False:
             result = run_case(session, case, "fp64", form, diagnose=False)
@@ -192,6 +196,7 @@ def run(
         if pool is None:
             session.pool.stop()
     for result in outcome.results:
+        result.contract += contract
         result.reproduce, result.repro = command, ""
     if folder is not None:
         paths = report.write(outcome.results, header, Path(folder), outcome.words, outcome.not_run)
@@ -257,8 +262,11 @@ def _path(factory: str | Callable, which: str) -> str:
 # ------------------------------------------------------------------------------------------------- pairing
 
 
-def _pair(session: Session, comparison: Comparison, case: Other) -> tuple[Pairing, list[str], bool]:
-    """The proven pairing, the header, and whether the port normalises with MindSpore's native kernels."""
+def _pair(
+    session: Session, comparison: Comparison, case: Other
+) -> tuple[Other, list[str], bool, list[Check]]:
+    """The case with its proven pairing, the header, whether the port normalises with MindSpore's native kernels, and
+    checks that hold for every run."""
     control, port = _built(session, case, "torch"), _built(session, case, "mindspore")
     theirs, their_layers = control("describe")
     ours, our_layers = port("describe")
@@ -283,23 +291,27 @@ def _pair(session: Session, comparison: Comparison, case: Other) -> tuple[Pairin
     try:
         links = pairing.pair_parameters(theirs, ours, comparison.weights, probe)
         layers, left_over = pairing.pair_layers(their_layers, our_layers, links, comparison.layers)
-        foreign = [name for name in comparison.keep if name not in {link.theirs for link in links}]
+        fixed = {p.name for p in theirs if p.fixed}  # kept anyway
+        foreign = [name for name in comparison.keep if name not in {link.theirs for link in links} | fixed]
         if foreign:
             raise PairingError(f"keep: {', '.join(foreign)} is no paired parameter of the reference")
     except PairingError as error:
         raise ComparisonError(str(error)) from None
+    case = replace(case, keep=tuple(name for name in case.keep if name not in fixed))
     found = Pairing(tuple(links), layers)
     found, notes = _tried(session, replace(case, pairing=found), left_over)
-    stated = _stated(found, their_layers, our_layers)
-    found = replace(found, stated=stated)
-    return found, _header(session, comparison, case, found, notes, control, port), port("native_norms")
+    found = replace(found, stated=_stated(found, their_layers, our_layers))
+    trained = {p.name for p in ours if p.learned} if comparison.gradients else set()
+    case, contract, more = _tables(session, replace(case, pairing=found), trained)
+    header = _header(session, comparison, case, case.pairing, notes + more, control, port)
+    return case, header, port("native_norms"), contract
 
 
-def _built(session: Session, case: Other, framework: str) -> Worker:
+def _built(session: Session, case: Other, framework: str, dtype: str = "fp32") -> Worker:
     device = session.device if framework == "mindspore" else "CPU"
     which, path = ("port", case.port) if framework == "mindspore" else ("reference", case.reference)
     try:
-        worker = session.pool.get(framework, device, "fp32")
+        worker = session.pool.get(framework, device, dtype)
         worker("build", case=case)
     except WorkerError as error:
         raise ComparisonError(f"{which} {path}: {_first_line(error)}") from None
@@ -363,6 +375,51 @@ def _tried(session, case: Other, left_over: list[str]) -> tuple[Pairing, list[st
     if moved:
         notes.append(f"the port runs its layers in another order, from {moved.rpartition('#')[0]} on")
     return replace(found, layers=layers, order=tuple(kept), notes=tuple(notes)), notes
+
+
+def _tables(session: Session, case: Other, trained: set[str]) -> tuple[Other, list[Check], list[str]]:
+    """Compare the tables that no checkpoint holds, as both sides construct them: the case, its check, notes.
+
+    Nothing is loaded into them, or a wrong one would never show; the float64 port alone gets the float64 values of
+    those that agree. A pair made by its shape alone may be two different things: the taps judge them, not this check.
+    trained: own names of the port whose gradients are judged.
+    """
+    links = [link for link in case.pairing.links if link.fixed]
+    if not links:
+        return case, [], []
+    theirs, exact = (_built(session, case, "torch", dtype)("tables") for dtype in ("fp32", "fp64"))
+    ours = _built(session, case, "mindspore")("tables")
+    problems, strangers, equal = [], [], {}
+    for link in links:
+        name = link.theirs
+        off, limit = _off(ours[name], theirs[name]), max(TABLE, 10 * _off(theirs[name], exact[name]))
+        if off <= limit:
+            equal[name] = exact[name]
+        elif link.by == "shape":
+            strangers.append(link)
+        else:
+            problems.append(
+                f"{name} is in no checkpoint, and the port constructs another one: {off:.1e} off, allowed {limit:.1e}"
+            )
+        if link.ours in trained and link not in strangers:
+            problems.append(f"{name} is trainable in the port, a fixed table of the reference")
+    notes = [f"fixed tables, each side keeps its own: {', '.join(link.theirs for link in links)}"]
+    notes += [
+        f"{link.theirs} and {link.ours} of the port have one shape and other values: not taken for one table"
+        for link in strangers
+    ]
+    kept = tuple(link for link in case.pairing.links if link not in strangers)
+    check = Check("tables", not problems, "; ".join(problems))
+    return replace(case, pairing=replace(case.pairing, links=kept), tables=equal), [check], notes
+
+
+def _off(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative L2 distance of two tables. Masks say -inf, -1e9 or the type's least number and mean the same."""
+    a, b = (np.clip(np.asarray(fetch(x), np.float64), -HUGE, HUGE) for x in (a, b))
+    if np.array_equal(a, b, equal_nan=True):
+        return 0.0
+    off = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), np.finfo(np.float32).tiny))
+    return off if np.isfinite(off) else float("inf")
 
 
 def _sizes(shapes: list[tuple]) -> str:

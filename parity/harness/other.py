@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,14 @@ class Opaque:
 class Other(Case):
     """A case whose two sides are factories, "package.module:function" or "path/file.py:function".
 
-    `init` goes to both as keyword arguments. `pairing` is None while the pairing is being found.
+    `init` goes to both as keyword arguments. `pairing` is None while the pairing is being found. `tables`: what the
+    reference constructs in float64 where the port's own table agrees; a port may hold it in float32 only.
     """
 
     reference: str = ""
     port: str = ""
     pairing: Pairing | None = None
+    tables: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -113,6 +115,10 @@ class OtherSide:
             raise TypeError(f"factory {path!r} returned a {type(built).__name__}, expected {self.expected}")
         self.root = self.adopt(built)
         self.pairing = case.pairing
+        if self.port and self.dtype == "fp64":
+            own = self.own_parameters()
+            for name, table in case.tables.items():
+                self.put(own[self._link(name).ours], self._link(name).forward(table))
         self.trainable = [name for name, value in self.parameters().items() if value.requires_grad]
         return self._shapes()
 
@@ -120,11 +126,30 @@ class OtherSide:
         """Own parameters (of the reference also its float buffers) and layers, as the pairing wants them."""
         layers = [Layer(name, *describe_layer(layer)) for name, layer in self.own_layers()]
         kinds = {layer.name: layer.kind for layer in layers}
+        fixed = self.fixed()
         parameters = [
-            Parameter(name, tuple(value.shape), kinds.get(name.rpartition(".")[0], ""), self.learned(value))
+            Parameter(
+                name,
+                tuple(value.shape),
+                kinds.get(name.rpartition(".")[0], ""),
+                self.learned(value),
+                name in fixed,
+            )
             for name, value in self.own_parameters().items()
         ]
         return parameters, layers
+
+    def fixed(self) -> set[str]:
+        """Own parameters that no checkpoint holds, as far as the framework tells."""
+        return set()
+
+    def tables(self) -> dict[str, np.ndarray]:
+        """Tables that no checkpoint holds, as constructed; in the reference's names and shapes."""
+        own = self.own_parameters()
+        links = [link for link in self.pairing.links if link.fixed]
+        return {
+            x.theirs: self._back(x.theirs, self.array(own[x.ours if self.port else x.theirs])) for x in links
+        }
 
     def probe(self, tensors: dict[str, np.ndarray], inputs: dict[str, Any], method: str) -> list[Any]:
         """Run once with some own parameters replaced; they are put back."""
@@ -155,7 +180,8 @@ class OtherSide:
         own = self.own_parameters()
         if self.pairing is None:
             return own
-        return {link.theirs: own[link.ours if self.port else link.theirs] for link in self.pairing.links}
+        links = [link for link in self.pairing.links if not link.fixed]
+        return {link.theirs: own[link.ours if self.port else link.theirs] for link in links}
 
     def modules(self) -> list[tuple[str, Any]]:
         own = dict(self.own_layers())
@@ -275,7 +301,7 @@ class OtherSide:
 
     def _shapes(self) -> dict[str, tuple]:
         if self._mapped():
-            return {link.theirs: link.shape for link in self.pairing.links}
+            return {link.theirs: link.shape for link in self.pairing.links if not link.fixed}
         return {name: tuple(value.shape) for name, value in self.parameters().items()}
 
 

@@ -41,6 +41,13 @@ class OtherTorchSide(OtherSide, TorchSide):
     def learned(self, value):
         return isinstance(value, torch.nn.Parameter)
 
+    def fixed(self):
+        return {
+            f"{path}.{name}".removeprefix(".")
+            for path, module in self.root.named_modules()
+            for name in module._non_persistent_buffers_set
+        }
+
     def own_layers(self):
         skipped = (torch.nn.ModuleList, torch.nn.ModuleDict)  # containers that are never called
         return [(name, item) for name, item in self.root.named_modules() if not isinstance(item, skipped)]

@@ -45,12 +45,14 @@ class PairingError(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """kind: family of the layer that owns it, "" if unknown. learned: no buffer, no running statistic."""
+    """kind: family of the layer that owns it, "" if unknown. learned: no buffer, no running statistic. fixed: a buffer
+    that no checkpoint holds, so that each side must construct it."""
 
     name: str
     shape: tuple
     kind: str
     learned: bool = True
+    fixed: bool = False
 
     @property
     def owner(self) -> str:
@@ -75,7 +77,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Link:
-    """A parameter of the reference and its partner. by: the rule that proved it."""
+    """A parameter of the reference and its partner. by: the rule that proved it. fixed: nothing is loaded into it."""
 
     theirs: str
     ours: str
@@ -83,6 +85,7 @@ class Link:
     own_shape: tuple
     transposed: bool = False
     by: str = "names"
+    fixed: bool = False
 
     def forward(self, array: np.ndarray) -> np.ndarray:
         """From the reference's shape to the port's."""
@@ -412,7 +415,7 @@ def _needed(left: dict) -> dict:
 
 
 def _link(theirs: Parameter, ours: Parameter, transposed: bool, by: str) -> Link:
-    return Link(theirs.name, ours.name, theirs.shape, ours.shape, transposed, by)
+    return Link(theirs.name, ours.name, theirs.shape, ours.shape, transposed, by, theirs.fixed)
 
 
 def _under(name: str, prefix: str) -> bool:
@@ -480,10 +483,12 @@ def take_signatures(
     """Move the given parameters one at a time.
 
     run_theirs, run_ours: from own parameters to the flat outputs. all_theirs, all_ours: every parameter that
-    is to be filled; buffers keep what they have.
+    is to be filled; tables keep what they have.
     """
-    base_theirs = {p.name: content(p.shape, 0) for p in all_theirs if p.learned or p.role}
-    base_ours = {p.name: content(p.shape, 0) for p in all_ours}
+    base_theirs, base_ours = (
+        {p.name: content(p.shape, 0) for p in side if (p.learned or p.role) and not p.fixed}
+        for side in (all_theirs, all_ours)
+    )
     out_theirs, out_ours = run_theirs(base_theirs), run_ours(base_ours)
     if out_theirs.shape != out_ours.shape:
         return Signatures(
@@ -500,7 +505,7 @@ def take_signatures(
             delta = content(p.shape, 1)
             if transposed and core[0] == core[1]:
                 delta = _squeeze(delta).T.reshape(p.shape)
-            moved = run_ours({**base_ours, p.name: base_ours[p.name] + delta})
+            moved = run_ours({**base_ours, p.name: base_ours.get(p.name, 0) + delta})
             found._ours[p.name, transposed] = _change(moved, out_ours)
     return found
 

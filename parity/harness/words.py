@@ -102,6 +102,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "check.weights": ("weights", "权重"),
     "check.weight bits": ("weight bits", "权重逐位"),
     "check.lint": ("lint", "常量"),
+    "check.tables": ("tables", "固定表"),
     "check.inputs": ("inputs", "输入"),
     "check.taps of port": ("taps of port", "移植观测点"),
     "check.taps of truth": ("taps of truth", "真值观测点"),
@@ -570,6 +571,14 @@ REASONS: list[tuple[str, str]] = [
 ITEMS: list[tuple[str, str]] = [
     ("{name}: port {a}, reference {b}", "{name}: 移植 {a}, 标杆 {b}"),
     ("{tap}: {a} instead of {b}", "{tap}: {a}, 应为 {b}"),
+    (
+        "{table} is in no checkpoint, and the port constructs another one: {e} off, allowed {allowed}",
+        "{table} 不在任何检查点中, 而移植构造的表不同: 误差 {e}, 允许 {allowed}",
+    ),
+    (
+        "{table} is trainable in the port, a fixed table of the reference",
+        "{table} 在移植中可训练, 在标杆中是固定表",
+    ),
 ]
 
 

@@ -94,3 +94,45 @@ def twins_port():
             return ops.sin(ops.tanh(self.p(x)) + ops.tanh(self.q(x)))
 
     return Net()
+
+
+def table_reference(bug="", persistent=False):
+    """Positions are added from a table that is in no checkpoint, or in one. (B, 5, 6) -> (B, 5, 6)."""
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+            table = torch.sin(torch.arange(30).reshape(5, 6) * 0.3)
+            self.register_buffer("pos", table, persistent=persistent)
+            self.register_buffer("mask", torch.full((5,), -torch.inf), persistent=False)
+
+        def forward(self, x):
+            return self.fc(x) + self.pos + torch.exp(self.mask)[:, None]
+
+    return Net()
+
+
+def table_port(bug="", persistent=False):
+    """The same, the table in float32 whatever the type of the run, and another finite word for minus infinity."""
+    import numpy as np
+    from mindspore import Parameter, Tensor, nn, ops
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Dense(6, 6)
+            wave = np.cos if bug == "table" else np.sin
+            table = wave(np.arange(30).reshape(1, 5, 6) * np.float32(0.3)).astype(np.float32)
+            name = "grid" if bug == "stranger" else "pos"
+            table = 2 * table if bug == "stranger" else table
+            setattr(self, name, Parameter(Tensor(table), requires_grad=bug == "trained"))
+            self.mask = Parameter(Tensor(np.full(5, -1e9, np.float32)), requires_grad=False)
+
+        def construct(self, x):
+            pos = self.grid / 2 if bug == "stranger" else self.pos
+            return self.fc(x) + pos + ops.exp(self.mask)[:, None]
+
+    return Net()

@@ -174,6 +174,45 @@ def test_what_cannot_be_told_apart_is_refused(pool):
     assert outcome.passed and dict(outcome.pairing.layers) == {"": "", "a": "q", "b": "p"}
 
 
+TABLES = replace(
+    NET,
+    reference=f"{MODELS}:table_reference",
+    port=f"{MODELS}:table_port",
+    inputs=[normal(7, 5, 6)],
+)
+
+
+@pytest.mark.parametrize("keep", [(), ("pos",)])
+def test_a_wrong_table_of_no_checkpoint_is_not_overwritten(pool, keep):
+    outcome = api.run(replace(TABLES, config=dict(bug="table"), gradients=False, keep=keep), pool=pool)
+    assert {"G0 tables", "G1", "G2"} == gates_of(outcome), "\n".join(outcome.lines)
+    assert any("pos is in no checkpoint" in line and "mask" not in line for line in outcome.lines)
+
+
+def test_a_right_table_may_differ_by_rounding_and_say_minus_infinity_in_its_own_way(pool):
+    outcome = api.run(TABLES, pool=pool)
+    assert outcome.passed, "\n".join(outcome.lines)
+    assert "tables" in {check.name for check in outcome.results[0].contract}
+    assert "fixed tables, each side keeps its own: pos, mask" in outcome.header
+
+
+def test_a_table_of_another_meaning_is_left_to_the_taps(pool):
+    outcome = api.run(replace(TABLES, config=dict(bug="stranger"), semantics=False), pool=pool)
+    assert outcome.passed, "\n".join(outcome.lines)
+    assert any(line.startswith("pos and grid of the port have one shape") for line in outcome.header)
+
+
+def test_a_table_that_the_port_would_train_is_named(pool):
+    trained = replace(TABLES, config=dict(bug="trained"))
+    assert "G0 tables" in gates_of(api.run(trained, pool=pool))
+    assert api.run(replace(trained, gradients=False), pool=pool).passed
+
+
+def test_a_buffer_of_a_checkpoint_is_loaded(pool):
+    outcome = api.run(replace(TABLES, config=dict(bug="table", persistent=True)), pool=pool)
+    assert outcome.passed, "\n".join(outcome.lines)
+
+
 def test_a_layer_can_be_left_out(pool):
     outcome = api.run(replace(NET, layers={"act": None}, gradients=False, semantics=False), pool=pool)
     assert outcome.passed and "act" not in outcome.pairing.layers

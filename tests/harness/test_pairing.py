@@ -172,6 +172,21 @@ def test_probing_finds_order_and_orientation(wrong_constant):
     assert links["a.weight"].by == "probe"
 
 
+def test_probing_leaves_fixed_tables_as_they_were_constructed():
+    """Both sides construct them, so filling those of one side alone would make two nets of equal ones."""
+    table = 3 * np.arange(5.0)
+    theirs = [*parameters(*ROWS), Parameter("pos", (5,), "", learned=False, fixed=True)]
+    ours = [*parameters(*OTHER), Parameter("grid", (5,), "", learned=False)]
+    fixed = dict(pos=table, grid=table)
+
+    def shifted(run, bias, name):
+        return lambda t: run({**t, bias: t[bias] + (fixed | t)[name]})
+
+    probe = probing(shifted(reference, "b.bias", "pos"), shifted(port, "r.b", "grid"), theirs, ours)
+    links = {link.theirs: link for link in pair_parameters(theirs, ours, probe=probe)}
+    assert links["c.weight"].ours == "p.w" and links["pos"].fixed and not links["a.bias"].fixed
+
+
 def test_without_a_probe_the_candidates_are_listed():
     with pytest.raises(PairingError, match=r"cannot be paired for sure .*a\.weight \(5, 5\): p\.w"):
         pair_parameters(parameters(*ROWS), parameters(*OTHER))
