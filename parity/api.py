@@ -50,7 +50,7 @@ from parity.harness.behaviour import run_gradients
 from parity.harness.gates import NATIVE_FORMS, CaseResult, Check
 from parity.harness.inputs import realize
 from parity.harness.other import HALF, Other
-from parity.harness.pairing import Layer, Pairing, PairingError
+from parity.harness.pairing import Layer, Link, Pairing, PairingError
 from parity.harness.runner import Session, run_case
 from parity.harness.trace import fetch
 from parity.harness.words import EN, LANGUAGES, Words
@@ -60,6 +60,7 @@ DEVICES = ("CPU", "Ascend")
 TABLE = (
     1e-5  # constructed tables may differ by this, relative L2: other orders of operations, not other numbers
 )
+WARNING = "WARNING: "  # begins a line of the header that is repeated below the tables
 HUGE = 1e4  # beyond this a number of a table means "minus infinity"
 
 
@@ -126,7 +127,7 @@ class Outcome:
         for result in self.results:
             if not result.passed:
                 lines += ["", *report.failure(result, w)]
-        return lines
+        return lines + [line for line in self.header if line.startswith(WARNING)]
 
 
 class OtherPool(Pool):
@@ -303,7 +304,8 @@ def _pair(
     found = replace(found, stated=_stated(found, their_layers, our_layers))
     trained = {p.name for p in ours if p.learned} if comparison.gradients else set()
     case, contract, more = _tables(session, replace(case, pairing=found), trained)
-    header = _header(session, comparison, case, case.pairing, notes + more, control, port)
+    notes += more + _warnings(pairing.overruled(case.pairing.links, theirs, ours))
+    header = _header(session, comparison, case, case.pairing, notes, control, port)
     return case, header, port("native_norms"), contract
 
 
@@ -422,6 +424,23 @@ def _off(a: np.ndarray, b: np.ndarray) -> float:
     return off if np.isfinite(off) else float("inf")
 
 
+def _warnings(links: list[Link]) -> list[str]:
+    """What a reader must decide: the names say one thing, the numbers another."""
+    if not links:
+        return []
+    lines = [f"{WARNING}{_pair_line(link)} against equal names and shapes" for link in links]
+    by_name = ", ".join(f'"{link.theirs}": "{link.theirs}"' for link in links)
+    return [
+        *lines,
+        f"{WARNING}if those names are right, the port mixes them up and this pairing hides it; judge it by its names: "
+        f"weights={{{by_name}}}",
+    ]
+
+
+def _pair_line(link: Link) -> str:
+    return f"{link.theirs} -> {link.ours} ({', '.join(filter(None, (f'by {link.by}', link.transform)))})"
+
+
 def _sizes(shapes: list[tuple]) -> str:
     return ", ".join("x".join(map(str, shape)) for shape in shapes)
 
@@ -451,6 +470,7 @@ def _header(
         "truth float64 torch · control torch in the tested dtype · casts to float32 inside both are lifted in float64",
         f"paired {len(found.links)} parameters ({', '.join(f'{n} by {rule}' for rule, n in by.items())}), "
         f"{len(found.layers)} layers, constants of {len(found.stated)} compared",
+        *(f"  {_pair_line(link)}" for link in found.links if link.by != "names"),
     ]
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""

@@ -12,7 +12,8 @@ Order of the rules for parameters, each applied to what the one before left:
 
 Shapes may differ by axes of length one (Dense and 1x1 convolution) and by a transpose of a matrix. A square
 matrix that no name identifies is probed in both orientations. What stays
-ambiguous raises PairingError with the candidates.
+ambiguous raises PairingError with the candidates. Probing asks what a parameter does, not what it is called: if two
+weights of equal shape are exchanged in the port, it exchanges them back. `overruled` lists where it may have.
 """
 
 import difflib
@@ -214,6 +215,19 @@ def pair_parameters(
     _complain_about_the_rest(left, right)
     place = {p: index for index, p in enumerate([p.name for p in theirs])}
     return sorted(links, key=lambda link: place[link.theirs])
+
+
+def overruled(links: Iterable[Link], theirs: Iterable[Parameter], ours: Iterable[Parameter]) -> list[Link]:
+    """Links made by shape or probe although the port has a parameter of the same name that fits as it is: either an
+    accident of names (indices of a Sequential), or a bug of the port that the pairing undoes."""
+    left, right = {p.name: p for p in theirs}, {canonical(p.name): p for p in ours}
+    found = []
+    for link in links:
+        namesake = right.get(canonical(link.theirs))
+        fitting = namesake is not None and False in fits(left[link.theirs], namesake)
+        if fitting and link.by in ("shape", "probe") and (link.transposed or link.ours != namesake.name):
+            found.append(link)
+    return found
 
 
 def fits(theirs: Parameter, ours: Parameter) -> list[bool]:

@@ -136,3 +136,47 @@ def table_port(bug="", persistent=False):
             return self.fc(x) + pos + ops.exp(self.mask)[:, None]
 
     return Net()
+
+
+def gated_reference(bug=""):
+    """A gated unit: which of the two branches passes the gate, only the names tell. (B, 6) -> (B, 6)."""
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w1, self.w3 = nn.Linear(6, 8, bias=False), nn.Linear(6, 8, bias=False)
+            self.mix = nn.Linear(8, 8, bias=False)
+            self.head = nn.Linear(8, 6)
+
+        def forward(self, x):
+            return self.head(self.mix(self.w1(x).tanh() * self.w3(x)))
+
+    return Net()
+
+
+def gated_port(bug=""):
+    """The same; the head has another name."""
+    import numpy as np
+    from mindspore import Parameter, Tensor, nn, ops
+
+    class Untransposed(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.weight = Parameter(Tensor(np.zeros((8, 8), np.float32)))
+
+        def construct(self, x):
+            return ops.matmul(x, self.weight)
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.w1, self.w3 = nn.Dense(6, 8, has_bias=False), nn.Dense(6, 8, has_bias=False)
+            self.mix = Untransposed() if bug == "orientation" else nn.Dense(8, 8, has_bias=False)
+            self.out = nn.Dense(8, 6)
+
+        def construct(self, x):
+            gate, value = (self.w3, self.w1) if bug == "exchanged" else (self.w1, self.w3)
+            return self.out(self.mix(ops.tanh(gate(x)) * value(x)))
+
+    return Net()

@@ -213,6 +213,30 @@ def test_a_buffer_of_a_checkpoint_is_loaded(pool):
     assert outcome.passed, "\n".join(outcome.lines)
 
 
+@pytest.mark.parametrize(
+    ("bug", "line", "names"),
+    [
+        ("exchanged", "w1.weight -> w3.weight (by probe)", ("w1.weight", "w3.weight")),
+        ("orientation", "mix.weight -> mix.weight (by probe, transposed)", ("mix.weight",)),
+        ("", "", ()),
+    ],
+)
+def test_a_pairing_against_equal_names_is_a_warning_with_the_remedy(pool, bug, line, names):
+    gated = replace(NET, reference=f"{MODELS}:gated_reference", port=f"{MODELS}:gated_port", gradients=False)
+    gated = replace(gated, config=dict(bug=bug))
+    outcome = api.run(gated, pool=pool)
+    assert outcome.passed and "  head.weight -> out.weight (by shape)" in outcome.header
+    last = [text for text in outcome.lines if text.startswith("WARNING: ")][len(names) + bool(names) :]
+    assert outcome.lines[len(outcome.lines) - len(last) :] == last  # in the header, and again at the end
+    if not names:
+        assert not last
+        return
+    assert f"WARNING: {line} against equal names and shapes" in last and len(last) == len(names) + 1
+    remedy = {name: name for name in names}
+    assert str(remedy).replace("'", '"') in last[-1]
+    assert {"G1", "G2"} <= gates_of(api.run(replace(gated, weights=remedy), pool=pool))
+
+
 def test_a_layer_can_be_left_out(pool):
     outcome = api.run(replace(NET, layers={"act": None}, gradients=False, semantics=False), pool=pool)
     assert outcome.passed and "act" not in outcome.pairing.layers

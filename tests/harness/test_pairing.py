@@ -12,6 +12,7 @@ from parity.harness.pairing import (
     canonical,
     content,
     fits,
+    overruled,
     pair_layers,
     pair_parameters,
     take_signatures,
@@ -61,6 +62,7 @@ def test_half_of_the_names_agreeing_is_no_proof():
     theirs = parameters(*linear("0", 4, 3), *linear("2", 6, 4), *linear("4", 4, 6))
     ours = parameters(*linear("0", 4, 3), *linear("1", 6, 4), *linear("2", 4, 6))
     assert pairs(pair_parameters(theirs, ours))["2.weight"] == "1.weight"
+    assert overruled(pair_parameters(theirs, ours), theirs, ours) == []  # no namesake has the shape
     with pytest.raises(PairingError, match=r"2\.weight \(6, 4\): shape \(4, 6\)|4\.weight"):
         pair_parameters(theirs, ours, "names")
 
