@@ -49,7 +49,7 @@ from parity.harness.backends import INSIDE, Pool, Worker, WorkerError
 from parity.harness.behaviour import run_gradients
 from parity.harness.gates import NATIVE_FORMS, CaseResult, Check
 from parity.harness.inputs import realize
-from parity.harness.other import HALF, Other
+from parity.harness.other import HALF, Other, keys_of, other_keys
 from parity.harness.pairing import Layer, Link, Pairing, PairingError
 from parity.harness.runner import Session, run_case
 from parity.harness.trace import fetch
@@ -273,6 +273,14 @@ def _pair(
     ours, our_layers = port("describe")
     inputs = realize(case.inputs, case.seed)
     request = dict(inputs=inputs, method=case.method)
+    try:
+        shapes = control("outlines", **request)
+    except WorkerError as error:
+        raise ComparisonError(f"reference {case.reference} does not run: {_first_line(error)}") from None
+    case = replace(
+        case, keys=tuple(dict.fromkeys(key for shape in shapes.values() for key in keys_of(shape)))
+    )
+    control, port = _built(session, case, "torch"), _built(session, case, "mindspore")
 
     def runner_of(worker, which):
         def run_once(tensors):
@@ -304,6 +312,7 @@ def _pair(
     found = replace(found, stated=_stated(found, their_layers, our_layers))
     trained = {p.name for p in ours if p.learned} if comparison.gradients else set()
     case, contract, more = _tables(session, replace(case, pairing=found), trained)
+    contract += _keys(session, case, request)
     notes += more + _warnings(pairing.overruled(case.pairing.links, theirs, ours))
     header = _header(session, comparison, case, case.pairing, notes, control, port)
     return case, header, port("native_norms"), contract
@@ -413,6 +422,16 @@ def _tables(session: Session, case: Other, trained: set[str]) -> tuple[Other, li
     kept = tuple(link for link in case.pairing.links if link not in strangers)
     check = Check("tables", not problems, "; ".join(problems))
     return replace(case, pairing=replace(case.pairing, links=kept), tables=equal), [check], notes
+
+
+def _keys(session: Session, case: Other, request: dict[str, Any]) -> list[Check]:
+    """Whether mappings that both sides return have the same keys; no check where none does."""
+    theirs, ours = (_built(session, case, side)("outlines", **request) for side in ("torch", "mindspore"))
+    both = [name for name in theirs if name in ours]
+    problems = [
+        problem for name in both for problem in other_keys(theirs[name], ours[name], name or "the net")
+    ]
+    return [Check("keys", not problems, "; ".join(problems))] if both else []
 
 
 def _off(a: np.ndarray, b: np.ndarray) -> float:

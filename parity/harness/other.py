@@ -46,13 +46,15 @@ class Other(Case):
     """A case whose two sides are factories, "package.module:function" or "path/file.py:function".
 
     `init` goes to both as keyword arguments. `pairing` is None while the pairing is being found. `tables`: what the
-    reference constructs in float64 where the port's own table agrees; a port may hold it in float32 only.
+    reference constructs in float64 where the port's own table agrees; a port may hold it in float32 only. `keys`: of
+    the mappings that the reference returns, in its order, in which those of both sides are flattened.
     """
 
     reference: str = ""
     port: str = ""
     pairing: Pairing | None = None
     tables: Mapping[str, np.ndarray] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -91,6 +93,7 @@ class OtherSide:
 
     pairing: Pairing | None = None
     port = False  # whether this side is renamed
+    order: Mapping[str, int] = {}  # key of a mapping -> its place among the results
 
     def build(
         self,
@@ -115,6 +118,7 @@ class OtherSide:
             raise TypeError(f"factory {path!r} returned a {type(built).__name__}, expected {self.expected}")
         self.root = self.adopt(built)
         self.pairing = case.pairing
+        self.order = {key: place for place, key in enumerate(case.keys)}
         if self.port and self.dtype == "fp64":
             own = self.own_parameters()
             for name, table in case.tables.items():
@@ -150,6 +154,27 @@ class OtherSide:
         return {
             x.theirs: self._back(x.theirs, self.array(own[x.ours if self.port else x.theirs])) for x in links
         }
+
+    def outlines(self, inputs: dict[str, Any], method: str) -> dict[str, Any]:
+        """Run once: layer ("" is the net) -> the `outline` of its first result, where that holds a mapping."""
+        found, handles = {}, []
+
+        def watch(name):
+            def record(args, kwargs, out):
+                found.setdefault(name, outline(out, self.is_tensor))
+
+            return record
+
+        for name, module in self.modules():
+            if name:
+                handles.append(self.hook(module, watch(name)))
+        try:
+            out = self._call_root(method, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found[""] = outline(out, self.is_tensor)
+        return {name: shape for name, shape in found.items() if keys_of(shape)}
 
     def probe(self, tensors: dict[str, np.ndarray], inputs: dict[str, Any], method: str) -> list[Any]:
         """Run once with some own parameters replaced; they are put back."""
@@ -251,7 +276,7 @@ class OtherSide:
     def differentiate(self, decoded, floats, trainable, method, loss):
         root = self.root
         target = getattr(root, method) if method else root
-        self.root = lambda **inputs: flat(target(*positional(inputs), **named(inputs)), self.is_tensor)
+        self.root = lambda **inputs: self._flat(target(*positional(inputs), **named(inputs)))
         try:
             with self.lifted():
                 return super().differentiate(decoded, floats, trainable, "", loss)
@@ -288,7 +313,10 @@ class OtherSide:
         return out
 
     def _results(self, out: Any) -> tuple[list[Any], list[str]]:
-        return super()._results(flat(out, self.is_tensor))
+        return super()._results(self._flat(out))
+
+    def _flat(self, out: Any) -> list[Any]:
+        return flat(out, self.is_tensor, self.order)
 
     def _mapped(self) -> bool:
         return self.port and self.pairing is not None
@@ -315,12 +343,47 @@ def named(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if not name.isdigit()}
 
 
-def flat(out: Any, is_tensor: Any) -> list[Any]:
-    """The tensors in a result, in order: of tuples, lists and mappings (output classes of model libraries)."""
+def flat(out: Any, is_tensor: Any, order: Mapping[str, int]) -> list[Any]:
+    """The tensors in a result: of tuples and lists in their order, of mappings (output classes of model libraries) in
+    that of their keys, those that it does not know last."""
     if is_tensor(out):
         return [out]
-    items = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else []
-    return [tensor for item in items for tensor in flat(item, is_tensor)]
+    if isinstance(out, Mapping):
+        items = [out[key] for key in sorted(out, key=lambda key: order.get(str(key), len(order)))]
+    else:
+        items = out if isinstance(out, (list, tuple)) else []
+    return [tensor for item in items for tensor in flat(item, is_tensor, order)]
+
+
+def outline(out: Any, is_tensor: Any) -> Any:
+    """What a result is made of: mappings and lists of "tensor", without what holds none."""
+    if is_tensor(out):
+        return "tensor"
+    if isinstance(out, Mapping):
+        items = {str(key): outline(item, is_tensor) for key, item in out.items()}
+        return {key: item for key, item in items.items() if item}
+    items = out if isinstance(out, (list, tuple)) else []
+    return [item for item in (outline(item, is_tensor) for item in items) if item]
+
+
+def keys_of(shape: Any) -> list[str]:
+    """All keys of an outline, from the outside in."""
+    if isinstance(shape, dict):
+        return [*shape, *(key for item in shape.values() for key in keys_of(item))]
+    return [key for item in shape for key in keys_of(item)] if isinstance(shape, list) else []
+
+
+def other_keys(theirs: Any, ours: Any, place: str) -> list[str]:
+    """Where two outlines are mappings with other keys; a tuple in the place of a mapping goes by position."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        if set(theirs) != set(ours):
+            return [f"{place}: the port returns {', '.join(ours)}, the reference {', '.join(theirs)}"]
+        pairs = [(theirs[key], ours[key], f"{place}[{key}]") for key in theirs]
+    elif isinstance(theirs, list) and isinstance(ours, list):
+        pairs = [(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(theirs, ours, strict=False))]
+    else:
+        return []
+    return [problem for a, b, inside in pairs for problem in other_keys(a, b, inside)]
 
 
 def others(out: Any, is_tensor: Any) -> set[str]:

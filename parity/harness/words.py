@@ -103,6 +103,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "check.weight bits": ("weight bits", "权重逐位"),
     "check.lint": ("lint", "常量"),
     "check.tables": ("tables", "固定表"),
+    "check.keys": ("keys", "键"),
     "check.inputs": ("inputs", "输入"),
     "check.taps of port": ("taps of port", "移植观测点"),
     "check.taps of truth": ("taps of truth", "真值观测点"),
@@ -571,6 +572,7 @@ REASONS: list[tuple[str, str]] = [
 ITEMS: list[tuple[str, str]] = [
     ("{name}: port {a}, reference {b}", "{name}: 移植 {a}, 标杆 {b}"),
     ("{tap}: {a} instead of {b}", "{tap}: {a}, 应为 {b}"),
+    ("{name}: the port returns {a}, the reference {b}", "{name}: 移植返回 {a}, 标杆返回 {b}"),
     (
         "{table} is in no checkpoint, and the port constructs another one: {e} off, allowed {allowed}",
         "{table} 不在任何检查点中, 而移植构造的表不同: 误差 {e}, 允许 {allowed}",

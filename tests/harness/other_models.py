@@ -180,3 +180,63 @@ def gated_port(bug=""):
             return self.out(self.mix(ops.tanh(gate(x)) * value(x)))
 
     return Net()
+
+
+def mapping_reference(bug=""):
+    """Results in mappings, one inside another, and of a layer; None is no result. (B, 6) -> mapping of (B, 4)."""
+    from torch import nn
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x):
+            y = self.fc(x)
+            return dict(plain=y, double=2 * y)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.two = Two()
+
+        def forward(self, x):
+            two = self.two(x)
+            return dict(
+                mean=two["plain"],
+                aux=dict(logvar=two["double"], gate=two["plain"] * two["double"]),
+                none=None,
+            )
+
+    return Net()
+
+
+def mapping_port(bug=""):
+    """The same in another order of keys. bug "tuple": a right one without keys."""
+    from mindspore import nn
+
+    class Two(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Dense(6, 4)
+
+        def construct(self, x):
+            y = self.fc(x)
+            return (y, 2 * y) if bug == "tuple" else dict(double=2 * y, plain=y)
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.two = Two()
+
+        def construct(self, x):
+            two = self.two(x)
+            if bug == "tuple":
+                return two[0], (two[1], two[0] * two[1])
+            mean, logvar, gate = two["plain"], two["double"], two["plain"] * two["double"]
+            if bug == "exchanged":
+                return dict(mean=mean, aux=dict(gate=logvar, logvar=gate))  # right by position alone
+            last = "gates" if bug == "renamed" else "gate"
+            return dict(aux={last: gate, "logvar": logvar}, mean=mean)
+
+    return Net()

@@ -237,6 +237,20 @@ def test_a_pairing_against_equal_names_is_a_warning_with_the_remedy(pool, bug, l
     assert {"G1", "G2"} <= gates_of(api.run(replace(gated, weights=remedy), pool=pool))
 
 
+@pytest.mark.parametrize(
+    ("bug", "gates"),
+    [("", set()), ("tuple", set()), ("exchanged", {"G1", "G2", "G5"}), ("renamed", {"G0 keys"})],
+)
+def test_results_in_mappings_are_compared_by_their_keys(pool, bug, gates):
+    net = replace(NET, reference=f"{MODELS}:mapping_reference", port=f"{MODELS}:mapping_port")
+    outcome = api.run(replace(net, config=dict(bug=bug)), pool=pool)
+    assert gates_of(outcome) == gates, "\n".join(outcome.lines)
+    assert [bool(result.taps) for result in outcome.results] == [True] * 4
+    if bug == "renamed":
+        line = "the net[aux]: the port returns gates, logvar, the reference logvar, gate"
+        assert any(text.endswith(line) for text in outcome.lines)
+
+
 def test_a_layer_can_be_left_out(pool):
     outcome = api.run(replace(NET, layers={"act": None}, gradients=False, semantics=False), pool=pool)
     assert outcome.passed and "act" not in outcome.pairing.layers
