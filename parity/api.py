@@ -187,6 +187,7 @@ def run(
                 outcome.results.append(result)
                 if comparison.gradients:
                     outcome.results.append(run_gradients(session, case, "fp64", form))
+        outcome.not_run += _not_asked(comparison)
         for dtype in comparison.dtypes:
             outcome.results.append(run_case(session, case, dtype, form, diagnose=False))
             if comparison.gradients:
@@ -232,6 +233,16 @@ def _case(comparison: Comparison, device: str) -> Other:
         reference=_path(comparison.reference, "reference"),
         port=_path(comparison.port, "port"),
     )
+
+
+def _not_asked(comparison: Comparison) -> list[str]:
+    """Gates that the comparison leaves out: skipped is not passed."""
+    words = {
+        "not_run.no_semantics": comparison.semantics is False,
+        "not_run.no_dtypes": not comparison.dtypes,
+        "not_run.no_gradients": not comparison.gradients,
+    }
+    return [EN(key) for key, left_out in words.items() if left_out]
 
 
 def _path(factory: str | Callable, which: str) -> str:

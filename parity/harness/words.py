@@ -227,6 +227,12 @@ TABLE: dict[str, tuple[str, str]] = {
         "gradients of cases recorded without --gradients",
         "未以 --gradients 记录的用例的梯度",
     ),
+    "not_run.no_semantics": ("G1, float64 (semantics=False)", "G1, float64 (已设 semantics=False)"),
+    "not_run.no_dtypes": ("G2 (no dtypes)", "G2 (未指定 dtypes)"),
+    "not_run.no_gradients": (
+        "G5, gradients (gradients=True or --gradients judges them)",
+        "G5, 梯度 (以 gradients=True 或 --gradients 比对)",
+    ),
     "not_run.live": (
         "drift over many steps, samplers and graph mode, which need torch beside the port",
         "多步漂移、采样器与图模式 (需要 torch 同机运行)",

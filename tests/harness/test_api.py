@@ -126,6 +126,14 @@ def test_absent_kernels_are_reported_not_counted(pool):
     assert not demanded.passed and gates_of(demanded) == {"G0 runs"}
 
 
+def test_gates_that_were_not_asked_for_are_named(pool, tmp_path):
+    outcome = api.run(replace(NET, gradients=False, semantics=False), folder=str(tmp_path), pool=pool)
+    said = ["G1, float64 (semantics=False)", "G5, gradients (gradients=True or --gradients judges them)"]
+    assert outcome.not_run == said == json.loads((tmp_path / "parity.json").read_text())["not_run"]
+    assert any("not judged in this run" in line and "G5" in line for line in outcome.lines)
+    assert api.run(replace(NET, gradients=False, dtypes=()), pool=pool).not_run == ["G2 (no dtypes)", said[1]]
+
+
 def test_files_are_written_whole(pool, tmp_path):
     api.run(replace(NET, gradients=False, semantics=False), folder=str(tmp_path / "out"), pool=pool)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

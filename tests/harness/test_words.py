@@ -21,6 +21,7 @@ SHOWN = (
     "parity/conftest.py",
     "parity/compare.py",
     "parity/report.py",
+    "parity/api.py",
     "parity/harness/score.py",
 )
 G5_KINDS = ("drift", "training", "graph mode")
