@@ -2,6 +2,9 @@
 """Any MindSpore cell as the port, inside a worker process, on the device under test."""
 
 import contextlib
+import sys
+from functools import cached_property
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -85,9 +88,24 @@ class OtherMindSporeSide(OtherSide, MindSporeSide):
 
         return {self.ms.nn.LayerNorm: composed, self.ms.mint.nn.LayerNorm: composed_ext}
 
+    @cached_property
+    def lifted_types(self):
+        """MindSpore's module of types, in which float32 means float64: for the port, MindSpore's own code has the true
+        one."""
+        module = ModuleType(self.ms.common.dtype.__name__)
+        single = self.ms.float32
+        vars(module).update(
+            {
+                name: self.ms.float64 if value is single else value
+                for name, value in vars(self.ms.common.dtype).items()
+            }
+        )
+        return module
+
     @contextlib.contextmanager
     def lift(self):
-        """float32 means float64, and plain numbers in arithmetic are not rounded to float32 (MindSpore's rule)."""
+        """float32 means float64, however the port imports it, and plain numbers in arithmetic are not rounded to
+        float32 (MindSpore's rule)."""
         double, tensor = self.ms.float64, self.ms.Tensor
 
         def exact(operation):
@@ -97,8 +115,17 @@ class OtherMindSporeSide(OtherSide, MindSporeSide):
 
             return apply
 
+        types = self.lifted_types
         with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.object(self.ms, "float32", double))
+            stack.callback(sys.modules.__setitem__, types.__name__, sys.modules[types.__name__])
+            sys.modules[types.__name__] = types  # for "from mindspore.common.dtype import float32"
+            for owner, name, value in (
+                (self.ms, "dtype", types),
+                (self.ms.common, "dtype", types),
+                (self.ms.common, "float32", double),
+                (self.ms, "float32", double),
+            ):
+                stack.enter_context(mock.patch.object(owner, name, value))
             stack.enter_context(mock.patch.object(tensor, "float", lambda value: value.astype(double)))
             for owner in (self.ms.ops, self.ms.mint.nn.functional):
                 stack.enter_context(mock.patch.object(owner, "layer_norm", layer_norm))

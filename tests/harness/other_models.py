@@ -240,3 +240,39 @@ def mapping_port(bug=""):
             return dict(aux={last: gate, "logvar": logvar}, mean=mean)
 
     return Net()
+
+
+def cast_reference(spelling=""):
+    """A softmax in float32. (B, 6) -> (B, 4)."""
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return torch.softmax(self.fc(x).to(torch.float32), -1).to(x.dtype)
+
+    return Net()
+
+
+def cast_port(spelling=""):
+    """The same; spelling: a statement that names the type `single`."""
+    import mindspore
+    from mindspore import nn, ops
+
+    names = {"mindspore": mindspore}
+    exec(spelling, names)
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Dense(6, 4)
+
+        def construct(self, x):
+            single = names["single"] if "single" in names else names["types"].float32
+            return ops.softmax(self.fc(x).astype(single), -1).astype(x.dtype)
+
+    return Net()

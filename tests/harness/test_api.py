@@ -259,6 +259,24 @@ def test_results_in_mappings_are_compared_by_their_keys(pool, bug, gates):
         assert any(text.endswith(line) for text in outcome.lines)
 
 
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "from mindspore import float32 as single",
+        "from mindspore import dtype as types",
+        "import mindspore.common.dtype as types",
+        "from mindspore.common.dtype import float32 as single",
+        "from mindspore.common import dtype as types",
+        "from mindspore.common import float32 as single",
+    ],
+)
+def test_casts_to_float32_are_lifted_however_the_port_names_the_type(pool, spelling):
+    net = replace(NET, reference=f"{MODELS}:cast_reference", port=f"{MODELS}:cast_port")
+    net = replace(net, config=dict(spelling=spelling), dtypes=(), gradients=False)
+    outcome = api.run(net, pool=pool)
+    assert outcome.passed, "\n".join(outcome.lines)
+
+
 def test_a_layer_can_be_left_out(pool):
     outcome = api.run(replace(NET, layers={"act": None}, gradients=False, semantics=False), pool=pool)
     assert outcome.passed and "act" not in outcome.pairing.layers
