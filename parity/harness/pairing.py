@@ -162,12 +162,27 @@ def describe_layer(layer: Any) -> tuple[str, str]:
 
 
 def _padding(layer: Any) -> Any:
-    mode = getattr(layer, "pad_mode", "pad")
-    if mode == "same" or layer.padding == "same":
-        return "same"
-    sides = (0,) if mode == "valid" or layer.padding == "valid" else layer.padding
-    sides = (sides,) if isinstance(sides, int) else tuple(sides)
-    return sides[0] if len(set(sides)) == 1 else sides
+    """What is added before and after each axis, in the shortest form: 1, (1, 2) or ((0, 1), (1, 1)).
+
+    "same" is such numbers if the stride is one (both frameworks put the odd one behind), else it depends on the input
+    and stays a word.
+    """
+    axes, mode, given = len(layer.kernel_size), getattr(layer, "pad_mode", "pad"), layer.padding
+    if mode == "same" or given == "same":
+        if set(layer.stride) != {1}:
+            return "same"
+        wide = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        pairs = [(n // 2, n - n // 2) for n in wide]
+    elif mode == "valid" or given == "valid":
+        pairs = [(0, 0)] * axes
+    else:
+        sides = (given,) if isinstance(given, int) else tuple(given)
+        sides = sides * axes if len(sides) == 1 else sides
+        sides = sides if len(sides) == 2 * axes else tuple(n for n in sides for _ in range(2))
+        pairs = list(zip(sides[::2], sides[1::2], strict=True))
+    if any(before != after for before, after in pairs):
+        return tuple(pairs)
+    return pairs[0][0] if len(set(pairs)) == 1 else tuple(before for before, _ in pairs)
 
 
 def _groups(layer: Any) -> int:

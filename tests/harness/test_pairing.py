@@ -11,6 +11,7 @@ from parity.harness.pairing import (
     Parameter,
     canonical,
     content,
+    describe_layer,
     fits,
     overruled,
     pair_layers,
@@ -225,6 +226,50 @@ def test_the_filling_does_not_depend_on_the_orientation_but_the_probe_does():
 
 
 # ---------------------------------------------------------------------------------------------- layers
+
+
+def conv(kind, kernel, padding, mode=None, stride=1, dilation=1):
+    """A convolution as a framework holds it: torch without a pad_mode, MindSpore with one."""
+    axes = len(kernel)
+    module = "torch.nn" if mode is None else "mindspore.nn"
+    held = dict(kernel_size=kernel, stride=(stride,) * axes, dilation=(dilation,) * axes, groups=1, group=1)
+    held |= dict(padding=padding) if mode is None else dict(padding=padding, pad_mode=mode)
+    return type(kind, (), {"__module__": module, **held})()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "equal"),
+    [
+        (dict(padding=(1, 2)), dict(padding=(1, 1, 2, 2), mode="pad"), True),
+        (dict(padding=(1, 2)), dict(padding=(2, 2, 1, 1), mode="pad"), False),
+        (dict(padding=(1, 1)), dict(padding=(1, 1, 1, 2), mode="pad"), False),
+        (dict(padding=(1, 2)), dict(padding=0, mode="same"), True),  # kernel (3, 5)
+        (dict(padding=(1, 1)), dict(padding=0, mode="same"), False),
+        (dict(padding=(1, 2), stride=2), dict(padding=0, mode="same", stride=2), False),
+        (dict(padding=(2, 4), dilation=2), dict(padding=0, mode="same", dilation=2), True),
+        (dict(padding=(1, 2), dilation=2), dict(padding=0, mode="same", dilation=2), False),
+        (dict(padding="same"), dict(padding=0, mode="same"), True),
+        (dict(padding="same", kernel=(4, 4)), dict(padding=0, mode="same", kernel=(4, 4)), True),
+        (dict(padding="same", kernel=(4, 4)), dict(padding=(1, 2, 1, 2), mode="pad", kernel=(4, 4)), True),
+        (dict(padding="same", kernel=(4, 4)), dict(padding=(2, 1, 2, 1), mode="pad", kernel=(4, 4)), False),
+        (dict(padding=(1, 1), kernel=(4, 4)), dict(padding=0, mode="same", kernel=(4, 4)), False),
+        (dict(padding="valid"), dict(padding=0, mode="valid"), True),
+        (dict(padding=(0, 0)), dict(padding=0, mode="valid"), True),
+        (dict(padding=(1, 0)), dict(padding=0, mode="valid"), False),
+        (dict(padding=(1, 1)), dict(padding=1, mode="pad"), True),
+    ],
+)
+def test_equal_paddings_are_stated_equally(theirs, ours, equal):
+    first, second = (
+        describe_layer(conv(kind="Conv2d", **{"kernel": (3, 5), **side})) for side in (theirs, ours)
+    )
+    assert (first == second) is equal, (first, second)
+
+
+def test_a_padding_of_three_axes():
+    theirs = conv("Conv3d", (3, 3, 5), (0, 1, 2))
+    assert describe_layer(theirs) == describe_layer(conv("Conv3d", (3, 3, 5), (0, 0, 1, 1, 2, 2), "pad"))
+    assert describe_layer(theirs) != describe_layer(conv("Conv3d", (3, 3, 5), (0, 1, 1, 1, 2, 2), "pad"))
 
 
 def layers(*rows):
