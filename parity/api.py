@@ -31,13 +31,15 @@ that the port cannot do is reported as not run, with the reason, unless `semanti
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ from parity.harness.other import HALF, Other, keys_of, other_keys
 from parity.harness.pairing import Layer, Link, Pairing, PairingError
 from parity.harness.runner import Session, run_case
 from parity.harness.trace import fetch
-from parity.harness.words import EN, LANGUAGES, Words
+from parity.harness.words import EN, LANGUAGES, Words, clip
 
 DTYPES = ("fp32", "fp16", "bf16")
 DEVICES = ("CPU", "Ascend")
@@ -96,6 +98,58 @@ class Comparison:
     method: str = ""
     keep: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """One name may stand for a list of one. Raises ComparisonError for values of no use."""
+        for name in ("dtypes", "keep"):
+            value = getattr(self, name)
+            listed = (value,) if isinstance(value, str) else value
+            object.__setattr__(self, name, tuple(listed) if isinstance(listed, Iterable) else listed)
+        wrong = next(_unusable(self), None)
+        if wrong:
+            raise ComparisonError(wrong)
+
+
+def _unusable(what: Comparison) -> Iterator[str]:
+    """What was got and what was expected, of every field with a value of another kind."""
+    for name, example in (("dtypes", '("fp32",)'), ("keep", '("pos_embed",)')):
+        value = getattr(what, name)
+        if not (isinstance(value, tuple) and all(isinstance(item, str) for item in value)):
+            yield f"{name}={_short(value)}: expected names, e.g. {example}"
+    if not isinstance(what.seed, (int, np.integer)) or what.seed < 0:
+        yield f"seed={_short(what.seed)}: expected a whole number, zero or more"
+    if not isinstance(what.inputs, (Mapping, Sequence)) or isinstance(what.inputs, (str, bytes)):
+        kind = type(what.inputs).__name__
+        yield f"inputs: got {kind}, expected descriptors, e.g. dict(x=normal(2, 16)) or [normal(2, 16)]"
+    for name, example in (
+        ("inputs", "dict(x=normal(2, 16))"),
+        ("config", "dict(dim=16)"),
+        ("layers", '{"act": "gelu", "pool": None}'),
+        ("weights", '{"blocks": "layers", "fc.weight": ("out.kernel", "transpose")}'),
+    ):
+        value = getattr(what, name)
+        listed = isinstance(value, (str, Sequence)) and name in ("inputs", "weights")  # these may be no map
+        if not listed and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+            yield f"{name}={_short(value)}: expected a map from names, e.g. {example}"
+        elif name in ("layers", "weights") and isinstance(value, Mapping):
+            strange = [key for key, item in value.items() if not _target(item, name)]
+            if strange:
+                yield f"{name}: {strange[0]!r} goes to {_short(value[strange[0]])}; expected names, e.g. {example}"
+    if not isinstance(what.method, str):
+        yield f"method={_short(what.method)}: expected a name"
+
+
+def _short(value: Any) -> str:
+    """A value in one line that leaves room for the rest of a message."""
+    return clip(" ".join(repr(value).split()), 80)
+
+
+def _target(value: Any, name: str) -> bool:
+    """Whether a value of the map `layers` or `weights` names something of the port."""
+    if name == "layers":
+        return value is None or isinstance(value, str)
+    pair = isinstance(value, Sequence) and len(value) == 2 and isinstance(value[0], str)
+    return isinstance(value, str) or (pair and value[1] in ("", "transpose"))
 
 
 @dataclass
@@ -173,6 +227,8 @@ def run(
             'too; put the call below `if __name__ == "__main__":`'
         )
     case = _case(comparison, device)
+    if folder is not None:
+        _check_folder(Path(folder))
     session = Session(device=device, pool=pool or OtherPool())
     try:
         case, header, norms, contract = _pair(session, comparison, case)
@@ -221,6 +277,10 @@ def _case(comparison: Comparison, device: str) -> Other:
         )
     inputs = comparison.inputs
     inputs = dict(inputs) if isinstance(inputs, Mapping) else {str(i): item for i, item in enumerate(inputs)}
+    try:
+        realize(inputs, comparison.seed)
+    except (TypeError, ValueError) as error:
+        raise ComparisonError(f"inputs cannot be drawn: {str(error).splitlines()[0]}") from None
     return Other(
         target=comparison.name,
         init=dict(comparison.config),
@@ -233,6 +293,25 @@ def _case(comparison: Comparison, device: str) -> Other:
         reference=_path(comparison.reference, "reference"),
         port=_path(comparison.port, "port"),
     )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ComparisonError unless files can be written there, before anything is judged; leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for place in (*reversed(folder.parents), folder):
+            if not place.exists():
+                place.mkdir(exist_ok=True)
+                made.append(place)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ComparisonError(
+            f"report folder {folder}: {error.strerror}; expected a folder that can be written, choose another"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):  # another run has written there meanwhile
+            for place in reversed(made):
+                place.rmdir()
 
 
 def _not_asked(comparison: Comparison) -> list[str]:
@@ -554,6 +633,8 @@ def definition(word: str) -> Comparison:
     )  # before it runs: dataclasses look there
     try:
         spec.loader.exec_module(module)
+    except ComparisonError as error:
+        raise ComparisonError(f"{path}: {error}") from None
     except Exception as error:  # a user's file may raise anything
         raise ComparisonError(f"{path}: {type(error).__name__}: {error}") from None
     found = getattr(module, "COMPARISON", None)

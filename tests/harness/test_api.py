@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from parity import api
@@ -163,6 +164,21 @@ def test_files_are_written_whole(pool, tmp_path):
         (dict(weights="guess"), 'expected "names", "auto" or a map'),
         (dict(layers={"act": "glu"}), "no layer glu; closest: gelu"),
         (dict(keep=("up.w",)), "keep: up.w is no paired parameter"),
+        (dict(keep="up.w"), "keep: up.w is no paired parameter"),
+        (dict(dtypes="fp8"), "dtypes: fp8 unknown; expected some of fp32"),
+        (dict(dtypes=32), r"dtypes=32: expected names, e\.g\. \(\"fp32\",\)"),
+        (dict(seed=-1), "seed=-1: expected a whole number, zero or more"),
+        (dict(seed=0.5), "seed=0.5: expected a whole number"),
+        (dict(inputs=5), r"inputs: got int, expected descriptors, e\.g\. dict"),
+        (dict(inputs={0: np.zeros((40, 40))}), "inputs=.*…: expected a map from names"),
+        (dict(inputs={0: normal(7, 6)}), "inputs=.*: expected a map from names"),
+        (dict(inputs=[normal(-7, 6)]), "inputs cannot be drawn: negative dimensions"),
+        (dict(config=3), "config=3: expected a map from names"),
+        (dict(weights={"up": 0}), "weights: 'up' goes to 0; expected names, e.g."),
+        (dict(weights={"up.weight": ("first.weight", "turn")}), "weights: 'up.weight' goes to .*turn"),
+        (dict(layers=["act"]), r"layers=\['act'\]: expected a map from names, e\.g\."),
+        (dict(layers={"act": 1}), "layers: 'act' goes to 1; expected names"),
+        (dict(method=print), "method=.*: expected a name"),
     ],
 )
 def test_mistakes_are_one_line(pool, changes, words):
@@ -359,9 +375,28 @@ def test_the_command_fails_with_the_status_of_the_judge(tmp_path):
     )
 
 
+def test_a_report_that_cannot_be_written_is_said_before_judging(tmp_path):
+    (tmp_path / "file").write_text("")
+    absent = replace(NET, reference="nowhere.at_all:make")
+    for folder in ("/proc/x", str(tmp_path / "file"), str(tmp_path / "file" / "x")):
+        with pytest.raises(api.ComparisonError, match=f"report folder {folder}: .*; expected a folder"):
+            api.run(absent, folder=folder)
+    with pytest.raises(api.ComparisonError, match="nowhere"):
+        api.run(absent, folder=str(tmp_path / "a" / "b"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_one_name_may_stand_for_a_list_of_one():
+    assert (replace(NET, dtypes="fp32").dtypes, replace(NET, keep="up.weight").keep) == (
+        ("fp32",),
+        ("up.weight",),
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("from parity import api\napi.Comparison(seed=-1)\n", "mine.py: seed=-1: expected a whole number"),
         (None, "no such file, nor one of the examples dit_mindone, example, latte_mindone"),
         ("x = 1\n", "expected COMPARISON = api.Comparison(...), found NoneType"),
         ("1 / 0\n", "ZeroDivisionError"),
