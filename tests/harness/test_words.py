@@ -227,6 +227,12 @@ def test_every_sentence_of_the_judge_has_a_translation(module):
         ("from blocks.0#0", "来自 blocks.0#0"),
         ("its parts agree, their combination does not: ratio 2.00 above 1", "组合不一致: 误差比 2.00 高于 1"),
         ("a: port X(eps=1), reference X(eps=2); b: port Y, reference Z", "b: 移植 Y, 标杆 Z"),
+        ("the net[aux]: the port returns a, c, the reference a, b", "移植返回 a, c, 标杆返回 a, b"),
+        (
+            "pos is in no checkpoint, and the port constructs another one: 1.2e+00 off, allowed 1.0e-05; b is "
+            "trainable in the port, a fixed table of the reference",
+            "误差 1.2e+00, 允许 1.0e-05; b 在移植中可训练",
+        ),
         ("something that nobody wrote", "something that nobody wrote"),
         (
             "the port has NaN at 3 of 7 elements where the truth differs",
