@@ -31,14 +31,12 @@ that the port cannot do is reported as not run, with the reason, unless `semanti
 """
 
 import argparse
-import contextlib
 import importlib
 import importlib.util
 import inspect
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +44,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.errors import ConversionError
 from parity.harness import pairing, report, weights
 from parity.harness.backends import INSIDE, Pool, Worker, WorkerError
 from parity.harness.behaviour import run_gradients
@@ -56,6 +55,7 @@ from parity.harness.pairing import Layer, Link, Pairing, PairingError
 from parity.harness.runner import Session, run_case
 from parity.harness.trace import fetch
 from parity.harness.words import EN, LANGUAGES, Words, clip
+from parity.options import check_folder, wanted_dtypes
 
 DTYPES = ("fp32", "fp16", "bf16")
 DEVICES = ("CPU", "Ascend")
@@ -228,7 +228,10 @@ def run(
         )
     case = _case(comparison, device)
     if folder is not None:
-        _check_folder(Path(folder))
+        try:
+            check_folder("report", Path(folder))
+        except ConversionError as error:
+            raise ComparisonError(str(error)) from None
     session = Session(device=device, pool=pool or OtherPool())
     try:
         case, header, norms, contract = _pair(session, comparison, case)
@@ -293,25 +296,6 @@ def _case(comparison: Comparison, device: str) -> Other:
         reference=_path(comparison.reference, "reference"),
         port=_path(comparison.port, "port"),
     )
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise ComparisonError unless files can be written there, before anything is judged; leaves nothing behind."""
-    made: list[Path] = []
-    try:
-        for place in (*reversed(folder.parents), folder):
-            if not place.exists():
-                place.mkdir(exist_ok=True)
-                made.append(place)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ComparisonError(
-            f"report folder {folder}: {error.strerror}; expected a folder that can be written, choose another"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):  # another run has written there meanwhile
-            for place in reversed(made):
-                place.rmdir()
 
 
 def _not_asked(comparison: Comparison) -> list[str]:
@@ -668,7 +652,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         comparison = definition(options.file)
         if options.dtype:
-            comparison = replace(comparison, dtypes=tuple(options.dtype.split(",")))
+            comparison = replace(comparison, dtypes=tuple(wanted_dtypes(options.dtype, DTYPES)))
         if options.gradients:
             comparison = replace(comparison, gradients=True)
         command = ["python", "-m", "parity", "other", options.file]
@@ -677,7 +661,7 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = run(
             comparison, options.device, options.report, options.verbose, repeat, language=options.lang
         )
-    except (ComparisonError, OSError) as error:
+    except (ComparisonError, ConversionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(outcome.lines))
