@@ -662,7 +662,7 @@ def _is_constant(value: Any) -> bool:
         isinstance(value, np.ndarray)
         and value.dtype.kind == "f"
         and value.size > 1
-        and bool(value.std() == 0)
+        and weights.constant(value)
     )
 
 

@@ -40,11 +40,16 @@ def random_state(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray
     return {name: random_parameter(name, tuple(shape), seed) for name, shape in shapes.items()}
 
 
+def constant(value: np.ndarray) -> bool:
+    """Whether all numbers are equal. (Their standard deviation need not be 0: their mean is rounded.)"""
+    return bool(value.min() == value.max())
+
+
 def degenerate(state: Mapping[str, np.ndarray]) -> list[str]:
     """Reasons why weights could hide a bug: constant parameters, zeros, two equal parameters of one shape."""
     reasons, seen = [], {}
     for name, value in state.items():
-        if value.size > 1 and value.std() == 0:
+        if value.size > 1 and constant(value):
             reasons.append(f"{name} is constant")
         key = (value.shape, digest(value))
         if value.size > 1 and key in seen:
