@@ -64,8 +64,8 @@ def test_degenerate_weights_are_found():
         "norm.weight is constant",
     ]
     assert weights.degenerate({"a": np.ones(1), "b": np.ones(1)}) == []  # one number is neither
-    tenth, huge = np.full(23, 0.1, np.float32), np.array([3e38, -3e38], np.float32)  # their deviation: 1e-8, infinite
-    assert weights.degenerate({"tenth": tenth, "huge": huge}) == ["tenth is constant"]
+    state = dict(tenth=np.full(23, 0.1, np.float32), huge=np.array([3e38, -3e38], np.float32))
+    assert weights.degenerate(state) == ["tenth is constant"]  # their standard deviations: 1e-8, infinite
 
 
 def test_digest_is_of_the_bits():
