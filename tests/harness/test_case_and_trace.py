@@ -191,7 +191,7 @@ def test_a_reference_in_float64_admits_nothing_else():
 
 
 def test_spilled_records_can_be_judged():
-    result = SimpleNamespace(contract=[])
+    result = SimpleNamespace(contract=[], net="")
     reference, answer = traces()
     answer["a#0"] = Record((), {}, [Spilled("/nowhere.npy")], ["float32"])
     _contract_of_traces(reference, answer, reference, result)
