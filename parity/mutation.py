@@ -27,6 +27,7 @@ from parity.harness.behaviour import run_gradients
 from parity.harness.case import Case, collect
 from parity.harness.gates import CaseResult
 from parity.harness.runner import Session, prepare, run_case, workers_of
+from parity.harness.selection import repeats
 from parity.harness.trace import fetch
 from parity.mutants import DTYPES, MUTANTS, Mutant
 from parity.options import check_folder, wanted_dtypes
@@ -363,7 +364,7 @@ def _options(arguments):
 
 SEEDS_HELP = (
     "run the correct port with N seeds of weights and inputs on the cases of the chosen mutants; with all mutants "
-    "chosen, on every tiny case and formulation (default: %(default)s)"
+    "chosen, on all tiny cases as `pytest parity/` runs them (default: %(default)s)"
 )
 
 
@@ -418,9 +419,16 @@ def _clean(bench, chosen, dtype, options) -> dict[tuple, Case]:
         for case in bench.cases.values():
             for run in (run for run in runs_of(dtype) if not case.dtypes or run in case.dtypes):
                 for form in bench.session.forms() if case.size == "tiny" else ():
-                    wanted.setdefault((run, case.id, form, False), case)
+                    if _judged(case, run, form, bench.session.device):
+                        wanted.setdefault((run, case.id, form, False), case)
     seeds = range(options.seeds)
     return {(*key, seed): replace(c, seed=c.seed + seed) for key, c in wanted.items() for seed in seeds}
+
+
+def _judged(case: Case, run: str, form: str, device: str) -> bool:
+    """Whether `pytest parity/` makes a run: not what repeats others, nor the steps of a training in the formulations of
+    another device. What kernels of this device do in those is no news of that one."""
+    return not repeats(case, run, form, device, DTYPES) and (form == device or not case.steps)
 
 
 def _alarms(bench, key, case) -> dict[str, str]:

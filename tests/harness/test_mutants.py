@@ -4,6 +4,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -421,3 +422,16 @@ def test_the_list_shows_what_is_chosen(capsys, words, names):
         main(["--list", *words])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert caught.value.code == 0 and listed == list(names) != []
+
+
+def test_many_draws_are_of_the_runs_that_the_suite_makes():
+    """Leaves in both formulations, composed parts and trainings in those of the device, but for float64."""
+    bench, options = Bench(), SimpleNamespace(seeds=2)
+    made = {key[:3] for key in mutation._clean(bench, list(MUTANTS.values()), "fp32", options)}
+    assert {("fp32", "layers.LayerNorm", "Ascend"), ("fp64", "latte_t2v.LatteT2V-sizes", "Ascend")} <= made
+    assert {("fp32", "latte_t2v.LatteT2V-sizes", "CPU"), ("fp64", "step.TrainingStep-caption", "CPU")} <= made
+    repeated = {
+        ("fp32", "latte_t2v.LatteT2V-sizes", "Ascend"),
+        ("fp64", "step.TrainingStep-caption", "Ascend"),
+    }
+    assert not repeated & made
