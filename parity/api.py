@@ -59,9 +59,8 @@ from parity.options import check_folder, wanted_dtypes
 
 DTYPES = ("fp32", "fp16", "bf16")
 DEVICES = ("CPU", "Ascend")
-TABLE = (
-    1e-5  # constructed tables may differ by this, relative L2: other orders of operations, not other numbers
-)
+# Constructed tables may differ by this, relative L2: other orders of operations, not other numbers.
+TABLE = 1e-5
 WARNING = "WARNING: "  # begins a line of the header that is repeated below the tables
 HUGE = 1e4  # beyond this a number of a table means "minus infinity"
 
