@@ -12,26 +12,22 @@ import gc
 import json
 import os
 import shlex
-import shutil
-import tempfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from converters.errors import ConversionError
-from parity.harness import figures, report, score
+from parity.harness import figures, report, score, suite
 from parity.harness.ahead import LEAST, Ahead, companions
 from parity.harness.backends import WorkerError
 from parity.harness.case import SIZES, collect
-from parity.harness.runner import HALF, Session, run_case
-from parity.harness.selection import repeats
+from parity.harness.runner import HALF, Session
+from parity.harness.suite import DTYPES
 from parity.harness.words import EN, LANGUAGES, Words
 from parity.options import check_folder, wanted_dtypes
 
 DEVICES = ("CPU", "Ascend", "GPU")
-DTYPES = ("fp32", "fp16", "bf16")
 RESULTS = pytest.StashKey[list]()
 SESSION = pytest.StashKey[Session]()
 AHEAD = pytest.StashKey[Ahead]()
@@ -244,7 +240,9 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     judged = [item for item in session.items if "judge" in getattr(item, "fixturenames", ())]
-    jobs = {item.nodeid: _job(item) for item in judged if not item.get_closest_marker("skip")}
+    jobs = {
+        item.nodeid: item.callspec.params["run"] for item in judged if not item.get_closest_marker("skip")
+    }
     beside = companions(stash[SESSION], session.config.option.jobs) if len(jobs) >= LEAST else []
     stash[AHEAD] = Ahead(jobs, beside)
 
@@ -262,8 +260,8 @@ def pytest_collection_modifyitems(items):
 
 
 def _dtype(item):
-    chosen = item.callspec.params if hasattr(item, "callspec") else {}
-    return next((word for word in chosen.values() if word in ("fp64", *DTYPES)), DTYPES[0])
+    run = getattr(item, "callspec", None) and item.callspec.params.get("run")
+    return run.dtype if isinstance(run, suite.Run) else DTYPES[0]
 
 
 def pytest_report_header(config):
@@ -272,61 +270,17 @@ def pytest_report_header(config):
 
 
 def pytest_generate_tests(metafunc):
-    """Whole list of runs: gate G1 once per formulation set, gate G2 per dtype and formulation set."""
-    if "parity_case" not in metafunc.fixturenames:
+    """The runs of a test. Those that repeat others are made with --every; else they are counted, for the line of what
+    was not judged."""
+    if "run" not in metafunc.fixturenames:
         return
-    option, session = (
-        metafunc.config.option,
-        metafunc.config.stash.get(SESSION, Session(metafunc.config.option.device)),
-    )
-    gradients = metafunc.function.__name__ == "test_gradients"
-    dtypes = ["fp64"] if metafunc.function.__name__ == "test_semantics" else option.dtype.split(",")
-    if gradients:
-        dtypes = ["fp64", *(dtype for dtype in dtypes if dtype != "fp64")]
-    if option.quick and dtypes != ["fp64"]:
-        dtypes = []
-    runs = []
-    cases = metafunc.config.stash[CASES]
-    for dtype in dtypes:
-        # G1 runs on the CPU whatever the device is: there, every formulation that has CPU kernels is judged.
-        # The formulations of a case follow each other: truth and control then answer once for both.
-        for case in cases:
-            for form in ("CPU", "Ascend") if dtype == "fp64" else session.forms():
-                if case.dtypes and dtype not in case.dtypes:
-                    continue
-                if gradients and not _differentiated(case, dtype, form):
-                    continue
-                if case.steps and form != ("CPU" if dtype == "fp64" else session.device):
-                    continue  # the steps of a training are judged in the formulations of the device
-                if case.size == "full" and dtype == "fp64":
-                    continue  # nets of full size have no G1; their float64 truth is part of G2
-                if left_out(metafunc.config, case, dtype, form):
-                    continue
-                runs.append(pytest.param(case, dtype, form, id=f"{dtype}-{form}-{case.id}"))
-    metafunc.parametrize("parity_case, dtype, form", runs)
-
-
-def left_out(config, case, dtype, form=""):
-    """Whether a run repeats others and --every is not given; it is counted for the line of what was not judged."""
-    option = config.option
-    reason = repeats(case, dtype, form or option.device, option.device, option.dtype.split(","))
-    if not reason or option.every:
-        return False
-    config.stash.setdefault(LEFT_OUT, Counter())[reason] += 1
-    return True
-
-
-def _differentiated(case, dtype, form):
-    """Gradients: every small net in float64, and one of each kind in the other dtypes and formulations."""
-    if not case.net or case.size != "tiny":
-        return False
-    return (dtype == "fp64" and form == "CPU") or case.name in (
-        "class",
-        "joint_class",
-        "mask2d",
-        "joint",
-        "file",
-    )
+    option, stash = metafunc.config.option, metafunc.config.stash
+    test = metafunc.function.__name__.removeprefix("test_")
+    found = suite.runs(test, stash[CASES], option.dtype.split(","), option.device)
+    left = Counter(run.repeated for run in found if run.repeated and not option.every)
+    stash.setdefault(LEFT_OUT, Counter()).update(left)
+    chosen = [run for run in found if option.every or not run.repeated]
+    metafunc.parametrize("run", [pytest.param(run, id=run.id) for run in chosen])
 
 
 def _selected(option):
@@ -382,21 +336,6 @@ def _overrides(pairs):
         except json.JSONDecodeError:
             values[key] = value
     return values
-
-
-def judged_case(test, session, parity_case, dtype, form, runner=run_case):
-    """What a test of a case judges, a CaseResult. test: its name, which only other files ask."""
-    session.spill = tempfile.mkdtemp(prefix="parity-") if parity_case.taps == "stages" else None
-    try:
-        return runner(session, parity_case, dtype, form)
-    finally:
-        if session.spill:
-            shutil.rmtree(session.spill, ignore_errors=True)
-
-
-def _job(item):
-    """What an item judges: session -> CaseResult."""
-    return partial(item.module.job, item.originalname, **item.callspec.params)
 
 
 @pytest.fixture

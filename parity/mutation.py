@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from parity.harness.behaviour import run_gradients
 from parity.harness.case import Case, collect
 from parity.harness.gates import CaseResult
 from parity.harness.runner import Session, prepare, run_case, workers_of
-from parity.harness.selection import repeats
+from parity.harness.suite import TESTS, Run, runs
 from parity.harness.trace import fetch
 from parity.mutants import DTYPES, MUTANTS, Mutant
 from parity.options import check_folder, wanted_dtypes
@@ -86,10 +86,9 @@ class Cell:
 
 @dataclass
 class Bench:
-    """A session and the runs of the correct port, each made once: (case, run, form, seed) -> its alarms."""
+    """A session and what the correct port gave in it: bits, (case, run, form) -> results of its taps."""
 
     session: Session = field(default_factory=Session)
-    clean: dict[tuple, dict[str, Kill]] = field(default_factory=dict)
     bits: dict[tuple, Any] = field(default_factory=dict)
     cases: dict[str, Case] = field(default_factory=lambda: {case.id: case for case in collect()})
 
@@ -109,15 +108,6 @@ class Bench:
             raise ValueError(f"mutant {mutant.name} names cases that do not exist: {', '.join(absent)}")
         runs = [(self.cases[name], run) for name in mutant.cases for run in runs_of(dtype)]
         return [(case, run) for case, run in runs if not case.dtypes or run in case.dtypes]
-
-    def alarms(self, case: Case, run: str, form: str, gradients: bool) -> dict[str, Kill]:
-        """What the gates say against the correct port, from memory if it ran before."""
-        key = (case.id, run, form, case.seed, gradients)
-        if key not in self.clean:
-            cell = Cell()
-            note(cell, judge(self.session, case, run, form, "", gradients))
-            self.clean[key] = cell.gates
-        return self.clean[key]
 
     def outputs(self, case: Case, run: str, form: str, name: str) -> dict[str, list[np.ndarray]]:
         """tap -> results of the port with a mutant, or of the correct port for ""."""
@@ -247,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = {}
     for d in dtypes:
         jobs |= {("mutant", d, m.name): partial(_row, mutant=m, dtype=d, name=options.name) for m in chosen}
-        jobs |= {("port", d, *key): partial(_alarms, key=key, case=c) for key, c in wanted[d].items()}
+        jobs |= {("port", d, key): partial(_alarms, run=run, seed=key[-1]) for key, run in wanted[d].items()}
     beside = companions(session, options.jobs) if len(jobs) >= LEAST else []
     ahead = Ahead(jobs, [Bench(each) for each in beside])
     try:
@@ -259,9 +249,10 @@ def main(arguments: list[str] | None = None) -> int:
                 _progress(f"{dtype} {place}/{len(chosen)} {mutant.name}")
                 rows.append(ahead.take(("mutant", dtype, mutant.name), bench))
                 print(_line(rows[-1]), flush=True)
-            for place, (key, case) in enumerate(wanted[dtype].items(), 1):
-                _progress(f"{dtype} correct port {place}/{len(wanted[dtype])} {case.id} seed {key[-1]}")
-                found = ahead.take(("port", dtype, *key), bench)
+            for place, key in enumerate(wanted[dtype], 1):
+                test, name, seed = key
+                _progress(f"{dtype} correct port {place}/{len(wanted[dtype])} {test} {name} seed {seed}")
+                found = ahead.take(("port", dtype, key), bench)
                 for where, what in found.items():
                     print(f"FALSE ALARM {where} {what}", flush=True)
                 checked, alarms = checked + 1, alarms | found
@@ -363,8 +354,8 @@ def _options(arguments):
 
 
 SEEDS_HELP = (
-    "run the correct port with N seeds of weights and inputs on the cases of the chosen mutants; with all mutants "
-    "chosen, on all tiny cases as `pytest parity/` runs them (default: %(default)s)"
+    "judge the correct port with N seeds of weights and inputs in the runs of the chosen mutants; with all mutants "
+    "chosen, in all runs of `pytest parity/` (default: %(default)s)"
 )
 
 
@@ -408,36 +399,30 @@ def _line(row) -> str:
     return f"{head} {row['margin']:>8} {row['seconds']:>5.1f}  {seen}"
 
 
-def _clean(bench, chosen, dtype, options) -> dict[tuple, Case]:
-    """Runs of the correct port in a dtype: (run, case, form, gradients, seed) -> case; the first seed is what the
-    mutants run on."""
-    wanted: dict[tuple, Case] = {}
+def _clean(bench, chosen, dtype, options) -> dict[tuple, Run]:
+    """Runs of the correct port in a dtype: (test, id, seed) -> run; seed 0 gives what the mutants run on."""
+    wanted: dict[tuple, Run] = {}
     for mutant in chosen:
         for case, run in bench.runs(mutant, dtype):
-            wanted[run, case.id, mutant.form, "G5" in mutant.expected[dtype]] = case
+            tests = ["semantics" if run == "fp64" else "numerics"]
+            tests += ["gradients"] if case.net and "G5" in mutant.expected[dtype] else []
+            for made in (Run(test, case, run, mutant.form) for test in tests):
+                wanted[made.test, made.id] = made
     if options.seeds > 1 and len(chosen) == len(MUTANTS):
-        for case in bench.cases.values():
-            for run in (run for run in runs_of(dtype) if not case.dtypes or run in case.dtypes):
-                for form in bench.session.forms() if case.size == "tiny" else ():
-                    if _judged(case, run, form, bench.session.device):
-                        wanted.setdefault((run, case.id, form, False), case)
-    seeds = range(options.seeds)
-    return {(*key, seed): replace(c, seed=c.seed + seed) for key, c in wanted.items() for seed in seeds}
+        for test in TESTS:
+            for made in runs(test, bench.cases.values(), DTYPES, bench.session.device):
+                if made.dtype in runs_of(dtype) and not made.repeated:
+                    wanted.setdefault((made.test, made.id), made)
+    return {(*key, seed): made.drawn(seed) for seed in range(options.seeds) for key, made in wanted.items()}
 
 
-def _judged(case: Case, run: str, form: str, device: str) -> bool:
-    """Whether `pytest parity/` makes a run: not what repeats others, nor the steps of a training in the formulations of
-    another device. What kernels of this device do in those is no news of that one."""
-    return not repeats(case, run, form, device, DTYPES) and (form == device or not case.steps)
-
-
-def _alarms(bench, key, case) -> dict[str, str]:
-    """Where the correct port raises an alarm in a run of `_clean`, and which."""
-    run, name, form, gradients, seed = key
-    found = bench.alarms(case, run, form, gradients)
+def _alarms(bench, run, seed) -> dict[str, str]:
+    """Where the correct port raises an alarm in a run, and which."""
+    cell = Cell()
+    note(cell, [run(bench.session)])
+    where = f"{run.test} {run.id} seed {seed}"
     return {
-        f"{name} {run} {form} seed {seed}: {gate}": f"{kill.where}, margin {kill.margin:.3g}"
-        for gate, kill in found.items()
+        f"{where}: {gate}": f"{kill.where}, margin {kill.margin:.3g}" for gate, kill in cell.gates.items()
     }
 
 

@@ -386,7 +386,7 @@ def mark(
                     )
         if end_bad:
             bad_ends.append(tap)
-    _attribute(taps, bad_ends)
+    _attribute(taps, bad_ends, "" if exact is not None else dtype)
 
 
 def predict(taps: list[TapResult]) -> None:
@@ -419,14 +419,22 @@ def predict(taps: list[TapResult]) -> None:
         tap.predicted = math.sqrt(total) / tap.prop.norm if math.isfinite(total) else math.inf
 
 
-def _attribute(taps: list[TapResult], bad_ends: list[TapResult]) -> None:
-    """Separate culprits from taps that inherited, children before parents."""
+def _attribute(taps: list[TapResult], bad_ends: list[TapResult], dtype: str) -> None:
+    """Separate culprits from taps that inherited, children before parents. dtype: of G2, "" under G1."""
     local = [tap for tap in taps if tap.verdict == "FAIL local"]
     for tap in local:  # a parent is at fault itself only if none of its children is
         children = [other for other in taps if _inside(other.tap, tap.tap)]
         guilty = [other for other in children if other in local]
         if guilty:
             tap.verdict, tap.reason = "inherited", f"from {guilty[0].tap}"
+        elif children and (coarse := _coarse_part(tap, children, dtype)):
+            part, times = coarse
+            part.verdict, part.required, part.allowed = "FAIL local", tap.required, tap.allowed
+            part.reason = (
+                f"as an operation it may be {part.local.e_c:.1e} off, {times:.3g} times torch's error, but that "
+                f"explains {tap.tap}: {tap.reason}"
+            )
+            tap.verdict, tap.reason = "inherited", f"from {part.tap}"
         elif children:
             tap.verdict = "FAIL glue"
             tap.reason = f"its parts agree, their combination does not: {tap.reason}"
@@ -452,6 +460,24 @@ def _attribute(taps: list[TapResult], bad_ends: list[TapResult]) -> None:
         shown = [end for end in bad_ends if _inside(end.tap, tap.tap)]
         if tap.verdict == "FAIL glue" and shown:
             tap.reason += f"; the first layer whose result goes wrong is {shown[0].tap}"
+
+
+def _coarse_part(tap: TapResult, children: list[TapResult], dtype: str) -> tuple[TapResult, float] | None:
+    """(part, its error over the control's) that explains the local error of a block, if one does.
+
+    An operation may be `op` off however exact torch is; a block of such operations may then exceed `ratio_fail`. To
+    first order both sides carry the errors of the parts to the end with the same gains, e^2 = sum g_i^2 e_i^2, so a
+    block is at most K times as far off as the control's, where K is the largest such factor of a part. Wrong wiring
+    exceeds that. A control's error counts as a quarter of a unit at least: an operation that it happens to hit exactly
+    has no gain to be read from.
+    """
+    parts = [part for part in children if part.level == "op" and not part.local.problem]
+    if not dtype or not parts or tap.local.problem:
+        return None
+    factors = [part.local.e_c / max(part.local.e_r, LIMITS[dtype].u / 4) for part in parts]
+    times = max(factors)
+    explained = tap.local.e_c <= times * tap.local.e_r and tap.local.m_c <= times * tap.local.m_r
+    return (parts[factors.index(times)], times) if explained else None
 
 
 def _inside(child: str, parent: str) -> bool:

@@ -433,6 +433,10 @@ REASONS: list[tuple[str, str]] = [
     ),
     ("{reason}; the first layer whose result goes wrong is {tap}", "{reason}; 首个结果出错的层是 {tap}"),
     ("its parts agree, their combination does not: {reason}", "各子层一致, 组合不一致: {reason}"),
+    (
+        "as an operation it may be {e} off, {k} times torch's error, but that explains {tap}: {reason}",
+        "单个算子允许误差 {e} (torch 的 {k} 倍), 但它足以解释 {tap}: {reason}",
+    ),
     ("shape {a} of the port, {b} of the reference", "移植的形状 {a}, 标杆的形状 {b}"),
     ("{a} outputs of the port, {b} of the reference", "移植有 {a} 个输出, 标杆有 {b} 个"),
     ("empty output: nothing was compared", "输出为空: 没有可比对的内容"),
@@ -491,6 +495,10 @@ REASONS: list[tuple[str, str]] = [
         "the larger or the floor, {allowed} ({gate})",
         "第 {step} 步相对真值漂移 {e}, torch {dtype} 为 {r}, 初值相差 1 ULP 时为 {noise}; "
         "允许较大者 (或下限) 的 {k} 倍, {allowed} ({gate})",
+    ),
+    (
+        "{reason}; torch's first gradient as a whole is {e} off",
+        "{reason}; torch 首步梯度整体的误差为 {e}",
     ),
     (
         "{name}: {e} off, torch {dtype} {r}, started one unit away {noise}; allowed {allowed} ({gate})",

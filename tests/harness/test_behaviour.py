@@ -207,6 +207,27 @@ def test_none_need_drift_less_than_the_floor(dtype, floor):
         assert judge_training(*sides, dtype, "CPU")[-1].failed == failed
 
 
+def test_a_norm_need_be_no_closer_than_the_vector_whose_norm_it_is():
+    """torch's norms happen to be exact; its first gradient, as a whole, is 5e-4 off."""
+    gradients = {"gradient a": np.array([3.0, 0.0]), "gradient b": np.array([4.0])}
+    weights = {"weights after 1": np.array([1.0, 2.0])}
+    norms = np.array([5.0, 2.0, 1.0])
+    exact = {**gradients, **weights, "grad_norm curve": norms, "mse curve": norms}
+    theirs = {**exact, "gradient b": np.array([4.0 * (1 + 6.25e-4)])}  # 2.5e-3 of a vector of length 5
+    for error, failed in ((0.95e-3, False), (1.05e-3, True)):
+        ours = {**exact, "grad_norm curve": norms * (1 + error)}
+        taps = {tap.tap: tap for tap in judge_training(ours, theirs, exact, theirs, "fp16", "CPU")}
+        assert taps["grad_norm curve#0"].failed == failed
+        assert taps["grad_norm curve#0"].allowed == pytest.approx(1e-3)
+        if failed:
+            assert taps["grad_norm curve#0"].reason.endswith("as a whole is 5.0e-04 off")
+        # a loss has no such vector: twice the floor
+        taps = judge_training(
+            {**exact, "mse curve": norms * (1 + error)}, theirs, exact, theirs, "fp16", "CPU"
+        )
+        assert [tap.tap for tap in taps if tap.failed] == ["mse curve#0"]
+
+
 def test_graph_mode_may_be_as_good_or_have_the_same_bits():
     rng = np.random.default_rng(4)
     exact = [rng.standard_normal(50)]

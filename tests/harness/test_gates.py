@@ -333,6 +333,56 @@ def test_right_parts_wrongly_combined_are_glue():
     assert marked["a#0"].reason.startswith("its parts agree, their combination does not")
 
 
+COARSE = metrics(
+    e_c=6e-7, e_r=6e-8, m_c=6e-6, m_r=6e-7
+)  # an operation 10 times as far off as torch's, within 32 u
+
+
+def block(times):
+    """A block whose error is so many times the control's, which is above the floor."""
+    return metrics(e_c=times * 3e-7, e_r=3e-7, m_c=times * 3e-6, m_r=3e-6)
+
+
+@pytest.mark.parametrize(("times", "word"), [(3.1, "local"), (9.9, "local"), (10.1, "glue"), (1e4, "glue")])
+def test_a_part_that_is_coarse_explains_its_block(times, word):
+    """The part passes by itself; the block fails, and by no more than the part's factor."""
+    marked = taps(
+        ("a.x#0", "op", COARSE, OK),
+        ("a.y#0", "op", OK, OK),
+        ("a#0", "block", block(times), OK),
+        ("#0", "net", OK, OK),
+    )
+    verdicts = [tap.verdict for tap in marked.values()]
+    assert verdicts == (
+        ["FAIL local", "ok", "inherited", "ok"] if word == "local" else ["ok", "ok", "FAIL glue", "ok"]
+    )
+    if word == "local":
+        culprit = marked["a.x#0"]
+        assert culprit.reason.startswith(
+            "as an operation it may be 6.0e-07 off, 10 times torch's error, but "
+        )
+        assert (culprit.required, culprit.allowed) == (pytest.approx(times), LIMITS["fp32"].ratio_fail)
+
+
+def test_a_coarse_part_explains_neither_other_blocks_nor_single_elements_nor_float64():
+    net = ("#0", "net", OK, OK)
+    marked = taps(("a.x#0", "op", COARSE, OK), ("a#0", "block", OK, OK), ("b.x#0", "op", OK, OK),
+                  ("b#0", "block", block(5), OK), net)  # fmt: skip
+    assert [tap.verdict for tap in marked.values()] == ["ok", "ok", "ok", "FAIL glue", "ok"]
+    peaked = metrics(e_c=9e-7, e_r=3e-7, m_c=3.1e-5, m_r=3e-6)
+    marked = taps(("a.x#0", "op", COARSE, OK), ("a#0", "block", peaked, OK), net)
+    assert [tap.verdict for tap in marked.values()] == ["ok", "FAIL glue", "ok"]
+    results = [TapResult("a.x#0", (6,), "op", COARSE, OK), TapResult("a#0", (6,), "block", block(5), OK)]
+    gates.mark(results, "fp64", 0, 1e-6)
+    assert [tap.verdict for tap in results] == ["ok", "FAIL glue"]
+
+
+def test_an_operation_that_torch_hits_exactly_explains_nothing():
+    exact = metrics(e_c=2.0**-26, e_r=0.0, m_c=1e-7)
+    marked = taps(("a.x#0", "op", exact, OK), ("a#0", "block", block(3.5), OK), ("#0", "net", OK, OK))
+    assert [tap.verdict for tap in marked.values()] == ["ok", "FAIL glue", "ok"]
+
+
 def test_a_name_that_only_begins_alike_is_no_child():
     marked = taps(
         ("block.1.x#0", "op", BAD, BAD),

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from parity import mutation
+from parity.harness import suite
 from parity.harness.case import collect
 from parity.harness.gates import CaseResult, Check, TapResult
 from parity.harness.inputs import diagonal, normal
+from parity.harness.suite import TESTS, runs
 from parity.mutants import DTYPES, MUTANTS, Edit, Mutant, MutantError
 from parity.mutation import QUICK, THIN, Bench, Cell, Kill, main, run_mutant, verdict
 
@@ -324,7 +326,11 @@ def judged(monkeypatch):
         answers.get(name, lambda result: None)(result)
         return [result]
 
+    def port(run, session):
+        return judge(session, run.case, run.dtype, run.form, "", False)[0]
+
     monkeypatch.setattr(mutation, "judge", judge)
+    monkeypatch.setattr(mutation.Run, "__call__", port)
     monkeypatch.setattr(mutation, "workers_of", lambda session, run: ())
     return answers
 
@@ -368,7 +374,7 @@ def test_a_false_alarm_is_a_failure(judged, capsys):
     judged.update({"gelu_erf_inside": fail(9.0), "": alarm})
     assert main(["gelu_erf_inside", "--dtype", "fp16", "--seeds", "3"]) == 1
     out = capsys.readouterr().out
-    assert "FALSE ALARMS on the correct port" in out and "layers.GELU fp16 CPU seed 2: G0" in out
+    assert "FALSE ALARMS on the correct port" in out and "numerics fp16-CPU-layers.GELU seed 2: G0" in out
     assert "3 alarms in 6 runs, 3 seeds" in out
 
 
@@ -424,14 +430,34 @@ def test_the_list_shows_what_is_chosen(capsys, words, names):
     assert caught.value.code == 0 and listed == list(names) != []
 
 
-def test_many_draws_are_of_the_runs_that_the_suite_makes():
-    """Leaves in both formulations, composed parts and trainings in those of the device, but for float64."""
+def test_many_draws_are_of_all_runs_that_the_suite_makes():
+    """Each as often as there are seeds, none besides: not those in which the suite would repeat itself."""
     bench, options = Bench(), SimpleNamespace(seeds=2)
-    made = {key[:3] for key in mutation._clean(bench, list(MUTANTS.values()), "fp32", options)}
-    assert {("fp32", "layers.LayerNorm", "Ascend"), ("fp64", "latte_t2v.LatteT2V-sizes", "Ascend")} <= made
-    assert {("fp32", "latte_t2v.LatteT2V-sizes", "CPU"), ("fp64", "step.TrainingStep-caption", "CPU")} <= made
-    repeated = {
-        ("fp32", "latte_t2v.LatteT2V-sizes", "Ascend"),
-        ("fp64", "step.TrainingStep-caption", "Ascend"),
-    }
-    assert not repeated & made
+    drawn = [
+        (key, run)
+        for dtype in DTYPES
+        for key, run in mutation._clean(bench, list(MUTANTS.values()), dtype, options).items()
+    ]
+    made = [run for test in TESTS for run in runs(test, bench.cases.values(), DTYPES, "CPU")]
+    wanted = {(run.test, run.id) for run in made if not run.repeated}
+    assert sorted(key for key, _ in drawn) == sorted((*key, seed) for key in wanted for seed in (0, 1))
+    seeds = [(run.case.seed - bench.cases[run.case.id].seed, key[-1]) for key, run in drawn]
+    assert all(ours == asked for ours, asked in seeds)
+    kinds = {"drift", "samplers", "graph_mode", "gradients"}
+    assert kinds < {key[0] for key, _ in drawn} and any(run.case.size == "thin" for _, run in drawn)
+
+
+def test_draws_of_some_bugs_are_of_their_runs_alone():
+    options = SimpleNamespace(seeds=2)
+    made = mutation._clean(Bench(), [MUTANTS["stopped_gradient"]], "bf16", options)
+    assert {key[0] for key in made} == {"numerics", "gradients"} and len(made) == 4
+
+
+def test_another_seed_draws_other_noise_for_samplers(monkeypatch):
+    asked = []
+    monkeypatch.setattr(suite, "run_drift", lambda *args, **options: asked.append((args[1].seed, options)))
+    first = runs("samplers", CASES.values(), ("fp32",), "CPU")[0]
+    for seed in (0, 3):
+        first.drawn(seed)(SimpleNamespace())
+    (_, one), (seed, other) = asked
+    assert seed == 3 and (one["noise"], other["noise"]) == (7, 10) and one["label"] == "ddpm"

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from parity.harness.case import collect
-from parity.harness.selection import composed, named, repeats
+from parity.harness.suite import composed, named, repeats
 from parity.mutants import DTYPES, MUTANTS
 from parity.mutation import runs_of
 from tests.harness.test_options import parity
