@@ -11,7 +11,7 @@ VERBS = {
     ),
     "audit": ("parity.audit", "check every operator the nets dispatch against MindSpore's own documentation"),
     "other": (
-        "parity.api",
+        "parity.other",
         "judge a port that this project did not write: a torch module against a MindSpore cell",
     ),
     "generate": (

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity import api
+from parity import api, other
 from parity.harness.inputs import normal
 from parity.harness.other import locate
 
@@ -116,7 +116,7 @@ def test_half_precision_runs_natively(pool):
 
 
 def test_absent_kernels_are_reported_not_counted(pool):
-    example = api.definition("example")
+    example = other.definition("example")
     outcome = api.run(replace(example, gradients=False), pool=pool)
     assert outcome.passed and [r.gate for r in outcome.results] == ["G2"]
     assert "G1, float64" in outcome.not_run[0] and any(
@@ -413,7 +413,7 @@ def test_a_wrong_file_is_one_line_and_leaves_nothing(tmp_path, text, words):
 
 def test_the_judge_reads_a_definition_without_a_framework():
     code = (
-        "import sys; from parity import api; [api.definition(name) for name in api.examples()]; "
+        "import sys; from parity import other; [other.definition(name) for name in other.examples()]; "
         "sys.exit(bool({'torch', 'mindspore', 'mindone', 'diffusers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1]).returncode == 0
@@ -425,7 +425,7 @@ def test_the_judge_reads_a_definition_without_a_framework():
 def test_mindones_latte_against_diffusers():
     """The harness on a model of others, one layer of each kind. What it finds: the frequencies of the timestep."""
     pytest.importorskip("mindone", reason="optional extra: pip install mindone==0.5.0")
-    comparison = api.definition("latte_mindone")
+    comparison = other.definition("latte_mindone")
     config = {**comparison.config, "config": {**comparison.config["config"], "num_layers": 1}}
     outcome = api.run(replace(comparison, config=config))
     semantics, numerics = outcome.results
