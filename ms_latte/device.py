@@ -29,7 +29,6 @@ BY_DEVICE = {
         "half_grid": "cast",
         "conv2d": "im2col",
         "conv2d_upsampled": "phases",
-        "conv3d": "stacked",
         "group_norm": "composed",
     },
     "Ascend": {
@@ -43,7 +42,6 @@ BY_DEVICE = {
         "half_grid": "cast",
         "conv2d": "native",
         "conv2d_upsampled": "native",
-        "conv3d": "native",
         "group_norm": "native",
     },
 }

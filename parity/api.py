@@ -15,6 +15,9 @@
         print("\\n".join(outcome.lines))
         assert outcome.passed
 
+Models return tensors, tuples or mappings of them; unpack a dataclass in the factory's module. A relative path is taken
+from the current folder; imports are looked up there and beside the FILE of `python -m parity other`.
+
 The same as a file that `python -m parity other FILE.py` runs is `parity/others/example.py`: copy it.
 
 What happens. Each factory runs in processes of its own, one framework each, so the machine that judges imports
@@ -46,7 +49,7 @@ from parity.harness.behaviour import run_gradients
 from parity.harness.gates import NATIVE_FORMS, CaseResult
 from parity.harness.inputs import realize
 from parity.harness.other import Other
-from parity.harness.other_pairing import WARNING, ComparisonError, first_line, pair
+from parity.harness.other_pairing import WARNING, ComparisonError, pair
 from parity.harness.pairing import Pairing
 from parity.harness.runner import Session, run_case
 from parity.harness.words import EN, Words, clip
@@ -238,7 +241,7 @@ def run(
             if comparison.gradients:
                 outcome.results.append(run_gradients(session, case, dtype, form))
     except WorkerError as error:
-        raise ComparisonError(first_line(error)) from None
+        raise ComparisonError(error.line) from None
     finally:
         if pool is None:
             session.pool.stop()

@@ -212,7 +212,7 @@ def jobs_in_turns(sides: dict[str, Worker], jobs: list, options: argparse.Namesp
                     given = realize(job.original.inputs, job.case.seed)
                     asks[job.library] = partial(job.original_seconds, others["torch"], given)
                 except WorkerError as error:
-                    print(f"{job.library} cannot run: {error.kind}: {(str(error).splitlines() or ['?'])[0]}")
+                    print(f"{job.library} cannot run: {error.line}")
             goal = 0.0 if options.tiny else job.goal
             rows += in_turns(asks, job.case.name, min(options.repeat, 3), 1, goal)
             for worker in [*sides.values(), *others.values()]:

@@ -265,10 +265,10 @@ def _main(arguments: list[str] | None) -> int:
         try:
             first = next((dtype for _, _, dtype, _ in plans if dtype != "fp64"), "fp32")
             port = pool.get("mindspore", options.device, first).environment
+            lines = header(bundle, session, port, plans, Words(options.lang))
         except WorkerError as error:
             remedy = None if "emedy" in str(error) else 'pip install -e ".[mindspore]"'
             raise BundleError(str(error).strip(), remedy=remedy) from None
-        lines = header(bundle, session, port, plans, Words(options.lang))
         not_run = left_out(bundle, plans, options)
         print("\n".join(lines), flush=True)
         results = [_compare_run(session, *planned, options) for planned in plans]

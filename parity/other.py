@@ -29,6 +29,7 @@ def definition(word: str) -> Comparison:
     if not path.is_file():
         raise ComparisonError(f"{word}: no such file, nor one of the examples {', '.join(examples())}")
     title = f"_definition_{path.stem}"
+    sys.path.insert(0, str(path.parent.resolve()))  # as Python does for a script; workers inherit it
     spec = importlib.util.spec_from_file_location(title, path)
     if spec is None:
         raise ComparisonError(f"{word}: expected a Python file, *.py")

@@ -19,7 +19,7 @@ import numpy as np
 from converters.command import Parser, guarded, parse_setting
 from converters.output import writing_folder
 from parity.harness import report
-from parity.harness.backends import WorkerError
+from parity.harness.backends import Pool, WorkerError
 from parity.harness.behaviour import run_gradients
 from parity.harness.bundle import MANIFEST, BundleError, Writer, digest, pack, reference_hash
 from parity.harness.case import Case, collect
@@ -28,6 +28,7 @@ from parity.harness.gates import PRODUCT_CAPS
 from parity.harness.inputs import realize
 from parity.harness.replay import RecordingPool, Sampler, weights_hash
 from parity.harness.runner import Session, run_case
+from parity.harness.trace import is_stage
 from parity.options import wanted_cases, wanted_dtypes
 
 DTYPES = ("fp64", "fp32", "fp16", "bf16")
@@ -163,6 +164,7 @@ def record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     session = Session(pool=pool, layout=options.layout, products=products)
     session.overrides = dict(map(parse_setting, options.settings))
     runs, described = [], {}
+    _check_names(options, cases, dtypes)
     try:
         for id_, (origin, case) in cases.items():
             described[id_] = {"origin": origin, "frames": options.frames, "case": pack(case, digest)}
@@ -177,22 +179,7 @@ def record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 runs.append(_record_run(session, case, dtype, run_case, "taps", writer))
                 if options.gradients and case.net and case.size != "full" and case.taps == "all":
                     runs.append(_record_run(session, case, dtype, run_gradients, "gradients", writer))
-        closed = [one for one in options.inside if not any(fnmatchcase(name, one) for name in pool.opened)]
-        if closed:
-            raise BundleError(
-                f"--inside {' '.join(closed)} fits no stage of a case that is compared by stages",
-                expected="stages such as blocks.3",
-                remedy="--taps stages",
-            )
-        if unfit := pool.sampler.unfit():
-            near = [difflib.get_close_matches(word, pool.sampler.seen, 2, 0.3) for word in unfit]
-            near = (
-                list(dict.fromkeys(name for names in near for name in names)) or list(pool.sampler.seen)[:4]
-            )
-            raise BundleError(
-                f"--full {' '.join(unfit)} fits no tap of the chosen cases",
-                expected=f"names or patterns of taps; near it: {', '.join(near)}",
-            )
+        _require_fit(options.full, list(pool.sampler.seen), "--full", "tap of the chosen cases", None)
         if not runs:
             raise BundleError(
                 f"none of the chosen cases is judged in {options.dtype}",
@@ -212,6 +199,42 @@ def record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **({"products": products} if products else {}),
     }
     return writer.finish({**facts, "cases": described, "runs": runs})
+
+
+def _check_names(options: argparse.Namespace, cases: dict[str, tuple[str, Case]], dtypes: list[str]) -> None:
+    """Raise BundleError for names of --inside and --full that fit no layer of the chosen cases, before hours of runs.
+
+    Gradients have names of their own, so with --gradients --full is checked at the end alone.
+    """
+    if not (options.inside or options.full):
+        return
+    stages, layers = [], []
+    pool = Pool()
+    try:
+        worker = pool.get("torch", "CPU", dtypes[0])
+        for _, case in cases.values():
+            worker("build", case=case, rounding="emulated", lazy=case.taps == "stages")
+            layers += worker("lint")
+            stages += [name for name in worker("lint") if is_stage(name)] if case.taps == "stages" else []
+    finally:
+        pool.stop()
+    _require_fit(
+        options.inside, stages, "--inside", "stage of a case that is compared by stages", "--taps stages"
+    )
+    if not options.gradients:
+        _require_fit(options.full, layers, "--full", "tap of the chosen cases", None)
+
+
+def _require_fit(patterns: list[str], names: list[str], flag: str, what: str, remedy: str | None) -> None:
+    unfit = [word for word in patterns if not any(fnmatchcase(name, word) for name in names)]
+    if unfit:
+        near = [difflib.get_close_matches(word, names, 2, 0.3) for word in unfit]
+        near = list(dict.fromkeys(name for few in near for name in few)) or list(dict.fromkeys(names))[:4]
+        raise BundleError(
+            f"{flag} {' '.join(unfit)} fits no {what}",
+            expected=f"names or patterns of taps; near it: {', '.join(near) or 'none'}",
+            remedy=remedy,
+        )
 
 
 def version() -> str:

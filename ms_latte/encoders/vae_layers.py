@@ -76,10 +76,8 @@ class FrameConv3d(nn.Cell):
 
     def construct(self, x, num_frames):
         _count_videos(x.shape[0], num_frames)
-        form = _form("conv3d", "stacked", self.precision)
-        return self.precision.round(
-            FORMULATIONS["conv3d"][form](x, self.weight, self.bias, num_frames, self.padding)
-        )
+        # MS: products of matrices, since the documented type of Conv3D on Ascend is float16 alone
+        return self.precision.round(_conv_frames(x, self.weight, self.bias, num_frames, self.padding))
 
     def extend_repr(self):
         return (
@@ -251,7 +249,7 @@ def _conv2d_native(x, weight, bias, stride, padding):
     return ops.conv2d(x, weight, bias, stride=stride, pad_mode="pad", padding=padding)
 
 
-def _conv3d_stacked(x, weight, bias, num_frames, padding):
+def _conv_frames(x, weight, bias, num_frames, padding):
     # A frame and its neighbours stand behind each other in memory, stacked along the channels: one product a frame,
     # and no copy. Where a neighbour is missing, so are its weights.
     N, C, H, W = x.shape
@@ -269,13 +267,6 @@ def _conv3d_stacked(x, weight, bias, num_frames, padding):
         frames.append(matmul(weight[:, (low - first) * C : (high - first) * C], near))  # (O, H * W)
     y = frames[0] if N == 1 else ops.cat(frames, 0)
     return bias_add(y.reshape(N, out_channels, H, W), bias)
-
-
-def _conv3d_native(x, weight, bias, num_frames, padding):
-    N, C, H, W = x.shape
-    x = x.reshape(N // num_frames, num_frames, C, H, W).permute(0, 2, 1, 3, 4)  # (B, C, F, H, W)
-    x = ops.conv3d(x, weight, bias, pad_mode="pad", padding=(padding, 0, 0))
-    return x.permute(0, 2, 1, 3, 4).reshape(N, -1, H, W)
 
 
 def _group_norm_composed(x, weight, bias, num_groups, eps, num_frames):
@@ -321,6 +312,5 @@ FORMULATIONS = {
         "im2col_batch": _conv2d_im2col_batch,
         "native": _conv2d_native,
     },
-    "conv3d": {"stacked": _conv3d_stacked, "native": _conv3d_native},
     "group_norm": {"composed": _group_norm_composed, "native": _group_norm_native},
 }

@@ -44,13 +44,15 @@ class DotProductAttention(nn.Cell):
             raise ValueError(f"attention is {form!r}; expected one of {', '.join(ATTENTION_FORMS)}")
         self.head_dim, self.form, self.precision = head_dim, form, precision
         self.scale = head_dim**-0.5
+        # MS: the fused kernel rounds its result alone; emulated half precision composes it of float32
+        self.inside = Precision() if form == "flash" and precision.emulated else precision
 
     def construct(self, q, k, v, bias=None):
-        p = self.precision
+        p = self.inside
         if self.form == "flash" and formulation("attention") == "kernel":  # MS: torch has it on every device
             takes, kernel = FORMULATIONS["attention"]["kernel"]
             if takes(q, bias):
-                return p.round(kernel(q, k, v, bias, self.scale))
+                return self.precision.round(kernel(q, k, v, bias, self.scale))
         if bias is not None and bias.dtype == ms.bool_:  # MS: the composed form of a mask
             bias = (1 - bias.astype(p.island_dtype)) * MASKED
         if bias is not None:
@@ -63,7 +65,7 @@ class DotProductAttention(nn.Cell):
         if bias is not None:
             logits = p.step(logits + p.up(bias))
         weights = p.round(softmax(logits))
-        return p.round(batch_matmul(weights, v))
+        return self.precision.round(batch_matmul(weights, v))
 
     def extend_repr(self):
         return f"head_dim={self.head_dim}, scale={self.scale}"

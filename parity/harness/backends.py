@@ -29,6 +29,11 @@ class WorkerError(RuntimeError):
         super().__init__(message)
         self.kind, self.detail = kind, detail
 
+    @property
+    def line(self) -> str:
+        """What it says, in one line."""
+        return f"{self.kind}: {trace.first_line(str(self))}"
+
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
     """Results of questions to different workers, asked at the same time. Raises the first error, after all answered."""
@@ -90,6 +95,11 @@ class Worker:
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process has ended by itself."""
+        return self._process.poll() is not None
 
     def pin(self, core: int) -> None:
         """Give all threads of the process one core."""
@@ -160,6 +170,9 @@ class Pool:
         """Start those of several workers that are not alive, at the same time. Raises WorkerError if one cannot, or
         if the pool is closed."""
         keys = dict.fromkeys(self.key(*each) for each in asked)
+        for key in keys:
+            if key in self._workers and self._workers[key].dead:
+                self._workers.pop(key).stop()
         absent = [key for key in keys if key not in self._workers]
         for key in keys:
             if key not in absent:

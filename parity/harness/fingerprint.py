@@ -161,23 +161,31 @@ def _inputs(unit: str) -> list[Probe]:
     one = np.ones(1, np.float32)
 
     def arrays(left, right):
+        # Zeros around them: libraries replace products with a single term, row or column by multiplication, which
+        # is not what nets of usual sizes are computed with.
+        left, right = _bordered(left), _bordered(right)
         if unit == "matmul":
-            return left[:, None], right[None, :]
-        return left[:, None, None, None], right[:, None, None, None]  # (N, 1, 1, 1) and (O, 1, 1, 1)
+            return left, np.ascontiguousarray(right.T)
+        return left[..., None, None], right[..., None, None]  # (N, C, 1, 1) and (O, C, 1, 1)
+
+    def read(result, count):
+        """The products of a column of numbers and one, or of one and a row."""
+        result = result.reshape(len(result), -1)
+        return result[:count, 0] if result[1, 0] else result[0, :count]
 
     def bits(result):
-        return 1 + _leading(result.reshape(-1) == x)
+        return 1 + _leading(read(result, len(x)) == x)
 
     def rounding(result):
         """With f fraction bits, 1 + 0.75 * 2^-f (step f + 1) goes up to 1 + 2^-f, or down to 1 if cut."""
-        result = result.reshape(-1)
+        result = read(result, len(thirds))
         f = 1 + _leading(result == thirds)
         if f > len(steps):
             return "exact"
         return {1 + 2.0**-f: "to nearest", 1.0: "truncation"}.get(float(result[f]), "none of the known rules")
 
     def exponent(result):
-        kept = result.reshape(-1) == powers
+        kept = read(result, len(powers)) == powers
         if kept.all():
             return 8
         return 5 if kept[0] and kept[3] and not kept[[1, 2, 5]].any() else 0
@@ -188,6 +196,13 @@ def _inputs(unit: str) -> list[Probe]:
         Probe(f"fp32 {unit} exponent bits", unit, "fp32", arrays(powers, one), exponent),
         Probe(f"fp32 {unit} input rounding", unit, "fp32", arrays(thirds, one), rounding),
     ]
+
+
+def _bordered(numbers: np.ndarray) -> np.ndarray:
+    """(n, k): numbers in the first column, zeros elsewhere, n and k multiples of 16."""
+    wide = np.zeros((len(numbers) + -len(numbers) % 16, 16), np.float32)
+    wide[: len(numbers), 0] = numbers
+    return wide
 
 
 def _leading(kept: np.ndarray) -> int:
@@ -424,14 +439,14 @@ def control_policy(found: Fingerprint, dtype: str = "fp32") -> Policy:
     """The policy for a tested type. name is "none" if no emulation reproduces the device; reason says why.
 
     Half precision: the control rounds once per operation and accumulates in float32, so an accumulator of at least 24
-    bits is required. A type without kernels is "emulated": the port then computes like the control, in float32.
+    bits is required. A half type without kernels is "absent".
     """
     flush = found.facts.get("fp32 subnormals") == "flushed to zero"
     matmul, conv = (found.format("matmul"), found.format("conv")) if dtype == "fp32" else (dtype, dtype)
     bits = found.facts.get(f"{dtype} matmul accumulator bits")
     if bits is None:
         reason = found.missing.get(f"{dtype} matmul accumulator bits", f"the {dtype} probes were not run")
-        name = "none" if dtype == "fp32" else "emulated"
+        name = "none" if dtype == "fp32" else "absent"
         return Policy(name, matmul, conv, "fp32", flush, reason)
     if bits < 24:
         reason = f"products of {dtype} are added in {accumulator(bits)}; the control adds in float32"
@@ -445,7 +460,11 @@ def control_policy(found: Fingerprint, dtype: str = "fp32") -> Policy:
             dtype, matmul, conv, "fp32", flush, f"{dtype} inputs, float32 accumulation, one rounding"
         )
     for unit in ("matmul", "conv"):
-        rule = found.facts[f"fp32 {unit} input rounding"]
+        fact = f"fp32 {unit} input rounding"
+        if fact not in found.facts:
+            reason = f"{unit} could not be probed: {found.missing.get(fact, 'it was not asked')}"
+            return Policy("none", matmul, conv, "none", flush, reason)
+        rule = found.facts[fact]
         if rule not in ("exact", "to nearest"):
             reason = f"inputs of {unit} are rounded by {rule}; the control rounds to nearest even"
             return Policy("none", matmul, conv, "none", flush, reason)
@@ -468,7 +487,8 @@ def control_policy(found: Fingerprint, dtype: str = "fp32") -> Policy:
 class Control:
     """The control of one tested type, as it follows from a fingerprint.
 
-    kind: "plain", "rounded" (inputs of float32 products are), or "strict" (no control computes like the device).
+    kind: "plain", "rounded" (inputs of float32 products are), "strict" (no control computes like the device), or
+    "absent" (the device does not compute in this type).
     products: unit -> format other than float32, what the control's worker is told. reason: for the header.
     """
 
@@ -484,6 +504,8 @@ def choose_control(found: Fingerprint, dtype: str) -> Control:
     no control reproduces is judged by plain torch: that may ask more of it than it can give, never less.
     """
     wide, own = control_policy(found), control_policy(found, dtype)
+    if own.name == "absent":
+        return Control("absent", {}, own.reason)
     for policy in (own, wide):
         if policy.name == "none":
             return Control("strict", {}, policy.reason)

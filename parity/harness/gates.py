@@ -86,6 +86,7 @@ class Metrics:
     problem: str = ""
     floor: float = LIMITS["fp32"].floor  # of the dtype it was measured in; 1 under fp64, which has no control
     norm: float = 0.0  # |t|
+    which: int = 0  # place of the result that decided, of a tap with several
 
     def ratio(self, floor: float) -> float:
         """rho with a floor under e(r)."""
@@ -248,13 +249,12 @@ def merge(parts: list[Metrics]) -> Metrics:
 
     Errors are ranked above the dtype's floor, or an output whose control is exact would outshine every other one.
     """
-    for part in parts:
+    for place, part in enumerate(parts):
         if part.problem:
-            return part
+            return replace(part, which=place)
     worst, peaked = max(parts, key=lambda part: part.ratio(part.floor)), max(parts, key=Metrics.peak_ratio)
-    return replace(
-        worst, m_c=peaked.m_c, m_r=peaked.m_r, peak=peaked.peak, max_abs=max(p.max_abs for p in parts)
-    )
+    decided = dict(which=parts.index(worst), max_abs=max(p.max_abs for p in parts))
+    return replace(worst, m_c=peaked.m_c, m_r=peaked.m_r, peak=peaked.peak, **decided)
 
 
 def histogram(c: np.ndarray, r: np.ndarray, t: np.ndarray) -> dict[str, list]:

@@ -14,6 +14,7 @@ import numpy as np
 from ms_latte import device as devices
 from parity.harness import audit, fingerprint
 from parity.harness.emulate import on_grid
+from parity.harness.trace import first_line
 from parity.harness.worker import Side
 
 # Cells of MindSpore's own that have no numeric defaults; every other foreign cell is reported by the lint.
@@ -96,9 +97,7 @@ class MindSporeSide(Side):
         try:
             return functions.get(op, getattr(ops, op, None))(*tensors).astype(self.ms.float32).asnumpy()
         except (RuntimeError, TypeError) as error:
-            lines = [line for line in str(error).splitlines() if any(map(str.isalpha, line))]
-            reason = f"{lines[0].strip('- ')[:120]}" if lines else type(error).__name__
-            raise LookupError(f"no {dtype} kernel ({reason})") from None
+            raise LookupError(f"no {dtype} kernel ({first_line(str(error))[:120]})") from None
 
     def _layer_norm(self, x):
         ones, zeros = self.ms.ops.ones(x.shape[-1:], x.dtype), self.ms.ops.zeros(x.shape[-1:], x.dtype)
@@ -115,8 +114,8 @@ class MindSporeSide(Side):
 
         stack = contextlib.ExitStack()
         self.undo.append(stack.close)
-        # A forward in PyNative alone may round by copies: ten times as fast, the same bits.
-        forward = {} if self.compiled else {"half_grid": "copy"}
+        # On the CPU a forward in PyNative alone may round by copies: ten times as fast, the same bits.
+        forward = {"half_grid": "copy"} if self.device == "CPU" and not self.compiled else {}
         stack.enter_context(devices.formulations(form or self.device, **forward))
         self.mutant = MUTANTS[mutant] if mutant else None
         if self.mutant:
@@ -148,10 +147,15 @@ class MindSporeSide(Side):
             if self.native_half and on_grid(array, self.dtype):  # values of an island stay in float32
                 half = {"fp16": self.ms.float16, "bf16": self.ms.bfloat16}[self.dtype]
                 return self.ms.Tensor.from_numpy(np.array(array)).astype(half)
-        return self.ms.Tensor.from_numpy(np.array(array, copy=not array.flags.writeable))
+        made = self.ms.Tensor.from_numpy(np.array(array, copy=not array.flags.writeable))
+        made.given = True  # it says "CPU" until an operator has used it
+        return made
+
+    def cast(self, tensor, dtype):
+        return tensor.astype(dtype)
 
     def array(self, tensor):
-        if not isinstance(tensor, self.ms.Parameter):
+        if not (isinstance(tensor, self.ms.Parameter) or getattr(tensor, "given", False)):
             require_device(str(tensor.device), self.device)
         if tensor.dtype in (self.ms.float16, self.ms.bfloat16):
             tensor = tensor.astype(self.ms.float32)

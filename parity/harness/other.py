@@ -21,7 +21,7 @@ import numpy as np
 from parity.harness import weights
 from parity.harness.case import Case
 from parity.harness.pairing import Layer, Pairing, Parameter, describe_layer
-from parity.harness.trace import Record, fetch, stow
+from parity.harness.trace import Record, fetch, first_line, stow
 
 HALF = ("fp16", "bf16")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -109,7 +109,7 @@ class OtherSide:
         self.close()
         self.products = products or {}
         self.lazy = self.bound = False
-        self.native_half = self.dtype in HALF
+        self.native_half, self.types = self.dtype in HALF, {}
         self.mutant = self.policy = self.pairing = None
         path = case.port if self.port else case.reference
         with self.lifted():
@@ -196,7 +196,7 @@ class OtherSide:
                 self.local([request])
                 answers.append("")
             except Exception as error:  # whatever the layer's own code raises
-                answers.append(f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[0]}")
+                answers.append(f"{type(error).__name__}: {first_line(str(error))}")
         return answers
 
     # --- the verbs of Side, under the reference's names

@@ -40,7 +40,7 @@ def pair(session: Session, comparison: Any, case: Other) -> tuple[Other, list[st
     try:
         shapes = control("outlines", **request)
     except WorkerError as error:
-        raise ComparisonError(f"reference {case.reference} does not run: {first_line(error)}") from None
+        raise ComparisonError(f"reference {case.reference} does not run: {error.line}") from None
     case = replace(
         case, keys=tuple(dict.fromkeys(key for shape in shapes.values() for key in keys_of(shape)))
     )
@@ -51,7 +51,8 @@ def pair(session: Session, comparison: Any, case: Other) -> tuple[Other, list[st
             try:
                 outputs = worker("probe", tensors=tensors, **request)
             except WorkerError as error:
-                raise ComparisonError(f"{which} does not run: {first_line(error)}") from None
+                raise ComparisonError(f"{which} does not run: {error.line}") from None
+            _require_results(which, outputs)
             return np.concatenate([np.asarray(fetch(x), np.float64).reshape(-1) for x in outputs])
 
         return run_once
@@ -72,12 +73,15 @@ def pair(session: Session, comparison: Any, case: Other) -> tuple[Other, list[st
         raise ComparisonError(str(error)) from None
     case = replace(case, keep=tuple(name for name in case.keep if name not in fixed))
     found = Pairing(tuple(links), layers)
-    found, notes = _tried(session, replace(case, pairing=found), left_over)
+    found, notes = _tried(session, replace(case, pairing=found), left_over, comparison.layers)
     found = replace(found, stated=_stated(found, their_layers, our_layers))
     trained = {p.name for p in ours if p.learned} if comparison.gradients else set()
     case, contract, more = _tables(session, replace(case, pairing=found), trained)
     contract += _keys(session, case, request)
-    notes += more + _warnings(pairing.overruled(case.pairing.links, theirs, ours))
+    overruled = pairing.overruled(case.pairing.links, theirs, ours)
+    notes += more + _warnings(overruled, "against equal names and shapes")
+    if not overruled:
+        notes += _warnings(pairing.exchanged(case.pairing.links), "although its name fits another one better")
     header = _header(session, comparison, case, case.pairing, notes, control, port)
     return case, header, port("native_norms"), contract
 
@@ -89,14 +93,15 @@ def _built(session: Session, case: Other, framework: str, dtype: str = "fp32") -
         worker = session.pool.get(framework, device, dtype)
         worker("build", case=case)
     except WorkerError as error:
-        raise ComparisonError(f"{which} {path}: {first_line(error)}") from None
+        raise ComparisonError(f"{which} {path}: {error.line}") from None
     return worker
 
 
-def _tried(session, case: Other, left_over: list[str]) -> tuple[Pairing, list[str]]:
+def _tried(session, case: Other, left_over: list[str], given) -> tuple[Pairing, list[str]]:
     """Run both sides once: leave out layers that only one side calls or that cannot take the other's arguments.
 
-    A layer with parameters that one side does not call stays: the contract reports it.
+    A layer with parameters that one side does not call stays: the contract reports it. What neither side calls is said.
+    given: pairs of layers that the user made. Raises ComparisonError if the results of such a pair cannot be the same.
     """
     control, port = (_built(session, case, framework) for framework in ("torch", "mindspore"))
     state = weights.random_state(control("build", case=case), case.seed)
@@ -107,11 +112,13 @@ def _tried(session, case: Other, left_over: list[str]) -> tuple[Pairing, list[st
     try:
         reference = control("trace", keep_inputs=True, **request)
     except WorkerError as error:
-        raise ComparisonError(f"reference {case.reference} does not run: {first_line(error)}") from None
+        raise ComparisonError(f"reference {case.reference} does not run: {error.line}") from None
     try:
         answer = port("trace", keep_inputs=False, **request)
     except WorkerError as error:
-        raise ComparisonError(f"port {case.port} does not run: {first_line(error)}") from None
+        raise ComparisonError(f"port {case.port} does not run: {error.line}") from None
+    _require_results(f"reference {case.reference}", reference["#0"].outputs)
+    _require_results(f"port {case.port}", answer["#0"].outputs)
     found, notes = case.pairing, []
     called = [{tap.rpartition("#")[0] for tap in trace} for trace in (reference, answer)]
     holders = {link.theirs.rpartition(".")[0] for link in found.links}
@@ -122,14 +129,19 @@ def _tried(session, case: Other, left_over: list[str]) -> tuple[Pairing, list[st
     ]
     if one_sided:
         notes.append(f"called on one side only, judged inside their parents: {', '.join(one_sided)}")
+    idle = [name for name in found.layers if name in holders and not any(name in side for side in called)]
+    if idle:
+        notes.append(f"{WARNING}never called with these inputs, so not judged: {', '.join(idle)}")
     out = {}  # layers that cannot be compared one to one -> why
     for tap, record in reference.items():
         name = tap.rpartition("#")[0]
         mine, other = ([tuple(fetch(x).shape) for x in r.outputs] for r in (record, answer.get(tap, record)))
         if name and mine != other and len(mine) == len(other):
-            out.setdefault(
-                name, f"results are {_sizes(other)} instead of {_sizes(mine)}: another order of axes"
-            )
+            turned = [sorted(shape) for shape in mine] == [sorted(shape) for shape in other]
+            why = f"results are {_sizes(other)} instead of {_sizes(mine)}{': another order of axes' * turned}"
+            if name in given and not turned:
+                raise ComparisonError(f"layers: {name} goes to {given[name]}, whose {why}")
+            out.setdefault(name, why)
     taps = [tap for tap in reference if tap.rpartition("#")[0] not in ("", *one_sided, *out)]
     requests = [(tap.rpartition("#")[0], reference[tap].args, reference[tap].kwargs) for tap in taps]
     refusals = [worker("attempt", requests=requests) for worker in (control, port)]
@@ -150,6 +162,11 @@ def _tried(session, case: Other, left_over: list[str]) -> tuple[Pairing, list[st
     if moved:
         notes.append(f"the port runs its layers in another order, from {moved.rpartition('#')[0]} on")
     return replace(found, layers=layers, order=tuple(kept), notes=tuple(notes)), notes
+
+
+def _require_results(which: str, outputs: list) -> None:
+    if not outputs:
+        raise ComparisonError(f"{which} returns nothing; expected a tensor, or a tuple or mapping of tensors")
 
 
 def _tables(session: Session, case: Other, trained: set[str]) -> tuple[Other, list[Check], list[str]]:
@@ -207,11 +224,17 @@ def _off(a: np.ndarray, b: np.ndarray) -> float:
     return off if np.isfinite(off) else float("inf")
 
 
-def _warnings(links: list[Link]) -> list[str]:
+def _warnings(links: list[Link], what: str) -> list[str]:
     """What a reader must decide: the names say one thing, the numbers another."""
     if not links:
         return []
-    lines = [f"{WARNING}{_pair_line(link)} against equal names and shapes" for link in links]
+    lines = [f"{WARNING}{_pair_line(link)} {what}" for link in links]
+    if what.startswith("although"):
+        return [
+            *lines,
+            f"{WARNING}if the names are right, the port exchanges these and this pairing hides it; judge it by a map "
+            "of names, weights={...}",
+        ]
     by_name = ", ".join(f'"{link.theirs}": "{link.theirs}"' for link in links)
     return [
         *lines,
@@ -268,9 +291,3 @@ def _header(
                 "about 2 are theirs, not the port's"
             )
     return lines + notes
-
-
-def first_line(error: WorkerError) -> str:
-    """What a worker's error says, in one line."""
-    lines = str(error).strip().splitlines() or ["?"]
-    return f"{error.kind}: {lines[0]}"

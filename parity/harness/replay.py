@@ -49,10 +49,6 @@ class Sampler:
     def _record(self, name: str, record: Record) -> Record:
         return replace(record, outputs=self._results(name, record.outputs)) if name else record
 
-    def unfit(self) -> list[str]:
-        """Patterns of `full` that fitted no result."""
-        return [word for word in self.full if not any(fnmatchcase(name, word) for name in self.seen)]
-
     def _results(self, name: str, results: list[Any]) -> list[Any]:
         self.seen[name] = None
         if any(fnmatchcase(name, pattern) for pattern in self.full):
@@ -179,7 +175,6 @@ class RecordingPool(Pool):
     def __init__(self, writer: Writer, sampler: Sampler, inside: tuple[str, ...] = ()):
         super().__init__()
         self.writer, self.sampler, self.inside = writer, sampler, tuple(inside)
-        self.opened: set[str] = set()
         self._recordings: dict[Worker, Recording] = {}
 
     def get(self, framework: str, device: str, dtype: str) -> Any:
@@ -204,7 +199,6 @@ class RecordingPool(Pool):
             name = tap.rpartition("#")[0]
             if not any(fnmatchcase(name, pattern) for pattern in self.inside):
                 continue
-            self.opened.add(name)
             here = dict(inputs=record.kwargs, args=record.args, method="", stages=False, inside=name)
             inner = control("trace", keep_inputs=True, **here)
             if truth is not control:

@@ -141,7 +141,7 @@ def failure(result: CaseResult, w: Words = EN, place: str = "") -> list[str]:
         tap = result.failures[0]
         verdict = w(f"verdict.{tap.verdict}")
         lines.append((0, w("fail.culprit", name=label(tap, w), shape=shape(tap.shape, w), verdict=verdict)))
-        lines.append((0, clip(w("fail.reason", reason=w.translate(tap.reason)), 220)))
+        lines.append((0, clip(w("fail.reason", reason=w.translate(tap.reason)), 400)))  # it ends with a name
     for line in result.diagnosis[:2]:
         lines.append((0, clip(w("fail.diagnosis", line=w.translate(line)), 220)))
     if result.failures:

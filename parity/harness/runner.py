@@ -90,7 +90,8 @@ class Session:
 
     def control(self, dtype: str) -> Control:
         """How the control of a tested type multiplies. A device is asked for its fingerprint once; the CPU, whose
-        products are true float32, is not asked. Raises WorkerError if the port's worker cannot start."""
+        products are true float32, is not asked. Raises WorkerError if the port's worker cannot start, and if the
+        device does not compute in that type."""
         if dtype == "fp64":
             return PLAIN
         if self.products is not None:
@@ -100,7 +101,13 @@ class Session:
                 return PLAIN
             port = self.pool.get("mindspore", self.device, dtype)
             self.fingerprints[dtype] = port("fingerprint", dtypes=tuple(dict.fromkeys(("fp32", dtype))))
-        return choose_control(self.fingerprints[dtype], dtype)
+        chosen = choose_control(self.fingerprints[dtype], dtype)
+        if chosen.kind == "absent":
+            raise WorkerError(
+                "NoKernels",
+                f"{self.device} does not compute in {dtype} ({chosen.reason}); remedy: leave {dtype} out of --dtype",
+            )
+        return chosen
 
     def rounding(self, side: str) -> str:
         """Half precision: the control always emulates; the port emulates on the CPU and is native on a device."""
@@ -186,7 +193,7 @@ def run_case(
         # Absent is failed: the case stays in the report. Whatever failed may have poisoned its process.
         for worker in workers:
             session.pool.drop(worker)
-        result.contract.append(Check("runs", False, f"{error.kind}: {(str(error).splitlines() or ['?'])[0]}"))
+        result.contract.append(Check("runs", False, error.line))
     finally:
         if memory:
             result.notes.append(f"peak memory {memory.stop() / 2**30:.2f} GiB (PSS of judge and workers)")
@@ -349,7 +356,8 @@ def _contract_of_traces(reference, answer, ends, result, native=""):
         result.contract.append(Check(f"taps of {who}", not missing and not surplus, detail))
     empty = [tap for tap, record in reference.items() if not record.outputs]
     detail = f"no tensor comes out of {empty[:4]}"
-    if result.net and "#0" in ends and not any(np.any(fetch(value)) for value in ends["#0"].outputs):
+    results = [fetch(value) for value in ends["#0"].outputs] if "#0" in ends else []
+    if result.net and any(value.size for value in results) and not any(map(np.any, results)):
         empty, detail = ["#0"], NOTHING
     result.contract.append(Check("outputs", bool(reference) and not empty, detail))
     moved = next((a for a, b in zip(reference, answer, strict=False) if a != b), "")
@@ -424,14 +432,22 @@ def _judge_taps(session, case, dtype, form, workers, traces, result):
     if forced:
         gates.predict(taps)
     result.taps = taps
+    for tap in taps:
+        count = len((inner.get(tap.tap) or reference[tap.tap]).outputs)
+        if tap.failed and count > 1:
+            judged_by = tap.prop if tap.verdict == "FAIL end" else tap.local
+            tap.reason += f"; of its {count} results number {judged_by.which + 1} is the worst"
     first = next((tap for tap in taps if tap.failed), None)
     evidence = None
     if first is not None:
         evidence = _evidence(workers, first, traces, inner)
-        result.worst = _worst(evidence)
-        arrays = evidence.port[0], evidence.control[0], evidence.truth[0]
-        if len({array.shape for array in arrays}) == 1:
-            result.histogram = gates.histogram(*arrays)
+        decided = (first.prop if first.verdict == "FAIL end" else first.local).which
+        sides = evidence.port, evidence.control, evidence.truth
+        if len({len(side) for side in sides}) == 1 and len(evidence.truth) > decided:
+            arrays = [side[decided] for side in sides]
+            result.worst = _worst(*arrays)
+            if len({array.shape for array in arrays}) == 1:
+                result.histogram = gates.histogram(*arrays)
     if streamed:
         for trace_ in {id(trace_): trace_ for trace_ in traces}.values():
             for record in trace_.values():
@@ -541,9 +557,9 @@ def _arrays(value: Any) -> Any:
     return np.array(value) if isinstance(value, np.memmap) else value
 
 
-def _worst(evidence: Evidence, count: int = 3) -> list[str]:
+def _worst(port: np.ndarray, control: np.ndarray, truth: np.ndarray, count: int = 3) -> list[str]:
     """The elements with the largest error: index, port, reference, truth."""
-    c, r, t = (np.asarray(x[0], np.float64) for x in (evidence.port, evidence.control, evidence.truth))
+    c, r, t = (np.asarray(x, np.float64) for x in (port, control, truth))
     if not c.shape == r.shape == t.shape:
         return []
     with np.errstate(invalid="ignore"):
@@ -552,7 +568,7 @@ def _worst(evidence: Evidence, count: int = 3) -> list[str]:
     lines = []
     for flat in np.argsort(error, axis=None)[::-1][:count]:
         index = np.unravel_index(flat, t.shape)
-        place = ",".join(map(str, sample.place(evidence.truth[0], flat)))
+        place = ",".join(map(str, sample.place(truth, flat)))
         lines.append(f"[{place}] port {c[index]:.7g}  ref {r[index]:.7g}  truth {t[index]:.7g}")
     return lines
 

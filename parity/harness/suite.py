@@ -38,7 +38,7 @@ SAMPLERS = {
 # Compiling takes seconds: all of these in fp32, the first in half precision too.
 GRAPH = (LATTE, "latte.Latte-guidance", T2V)
 # Nets of each kind, whose gradients are judged in every dtype and formulation; all others in float64.
-DIFFERENTIATED = ("class", "joint_class", "mask2d", "joint", "file")
+DIFFERENTIATED = ("class", "flash", "joint_class", "mask2d", "joint", "file")
 
 # Cases made of parts that have cases of their own, in every formulation and dtype; whole nets are known by `net`.
 COMPOSED = ("encoders.vae", "encoders.vae_coders", "encoders.vae_blocks")

@@ -62,6 +62,9 @@ class TorchSide(Side):
             return torch.from_numpy(np.array(array, copy=not array.flags.writeable)).to(dtype)
         return torch.from_numpy(np.array(array))
 
+    def cast(self, tensor, dtype):
+        return tensor.to(dtype)
+
     def array(self, tensor):
         tensor = tensor.detach()
         return (

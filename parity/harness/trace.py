@@ -36,6 +36,12 @@ class Spilled:
         return np.load(self.path, mmap_mode="r")
 
 
+def first_line(message: str) -> str:
+    """The first line of a message that says something: MindSpore begins some with an empty line and a ruler."""
+    lines = [line.strip("- ") for line in message.splitlines()]
+    return next((line for line in lines if any(map(str.isalpha, line))), "no reason given")
+
+
 def is_stage(name: str) -> bool:
     """Whether a module is a top-level stage of a net: a direct child, or a member of a direct child list."""
     parts = name.split(".")

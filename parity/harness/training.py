@@ -14,7 +14,7 @@ import numpy as np
 
 from parity.harness import gates
 from parity.harness.backends import WorkerError
-from parity.harness.behaviour import VANISHED, allowed, crashed, drift_limit
+from parity.harness.behaviour import VANISHED, allowed, crashed, depth, drift_limit
 from parity.harness.case import Case
 from parity.harness.gates import CaseResult, Check, TapResult
 from parity.harness.inputs import realize
@@ -198,7 +198,7 @@ def judge_training(
     typical = float(np.median([np.linalg.norm(g) / g.size**0.5 for g in gradients]))
     whole = [np.concatenate([np.ravel(side[name]) for name in names]) for side in (theirs, theirs, exact)]
     vector = gates.compare(*whole, dtype, rounded=False).e_r
-    blocks = sum(n.endswith(("attn.qkv.weight", "attn1.to_q.weight")) for n in exact)
+    blocks = depth({name.removeprefix("gradient "): np.shape(exact[name]) for name in names})
     last = [name for name in exact if name.startswith("weights after")][-1]
     taps = []
     for name in sorted(set(exact) - {"facts"}, key=lambda name: (name == last, name)):

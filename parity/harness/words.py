@@ -432,6 +432,7 @@ REASONS: list[tuple[str, str]] = [
         "{reason}; 每层在标杆输入下均正确, 首个出错的结果是 {tap}",
     ),
     ("{reason}; the first layer whose result goes wrong is {tap}", "{reason}; 首个结果出错的层是 {tap}"),
+    ("{reason}; of its {n} results number {i} is the worst", "{reason}; 其 {n} 个结果中第 {i} 个最差"),
     ("its parts agree, their combination does not: {reason}", "各子层一致, 组合不一致: {reason}"),
     (
         "as an operation it may be {e} off, {k} times torch's error, but that explains {tap}: {reason}",

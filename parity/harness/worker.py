@@ -37,6 +37,9 @@ class Side:
         self.lazy = self.bound = self.native_half = False
         self.products: dict[str, str] = {}
         self.trainable: list[str] = []
+        self.types: dict[
+            str, Any
+        ] = {}  # tap -> types of its arguments in the last run, in native half precision
         self.undo: list = []
 
     # --- verbs
@@ -70,7 +73,7 @@ class Side:
         self.begin(form, mutant)
         compute = "fp64" if self.dtype == "fp64" else self.dtype
         precision = self.policy = self.precision(compute, case.islands, rounding)
-        self.native_half = rounding == "native" and compute in ("fp16", "bf16")
+        self.native_half, self.types = rounding == "native" and compute in ("fp16", "bf16"), {}
         module = importlib.import_module(f"{self.package}.{case.file}")
         target = getattr(module, case.target)
         parts = {
@@ -186,6 +189,8 @@ class Side:
             def record(args, kwargs, out):
                 index = calls[name] = calls.get(name, -1) + 1
                 kept = self._encode((args, kwargs)) if keep_inputs else ((), {})
+                if self.native_half:
+                    self.types[f"{name}#{index}"] = self._types((args, kwargs))
                 outputs, dtypes = self._results(out)
                 records[f"{name}#{index}"] = Record(*kept, outputs, dtypes)
 
@@ -341,10 +346,18 @@ class Side:
         return self.train(**request, nudged=True)
 
     def local(self, requests: list[tuple[str, tuple, dict]]) -> list[list[Any]]:
-        """Run single modules on given inputs: [(name, args, kwargs)] -> their results. Teacher forcing."""
-        modules, answers = dict(self.modules()), []
+        """Run single modules on given inputs: [(name, args, kwargs)] -> their results. Teacher forcing.
+
+        In native half precision the inputs have the types that they had when the whole was traced: which of them are
+        float32 there, its values cannot tell (a float32 result of ReLU may lie on the half grid).
+        """
+        modules, answers, calls = dict(self.modules()), [], {}
         for name, args, kwargs in requests:
-            out = self.call(modules[name], "", self.decode(kwargs), *self.decode(args))
+            index = calls[name] = calls.get(name, -1) + 1
+            given = self.decode((args, kwargs))
+            if self.native_half:
+                given = self._retyped(given, self.types.get(f"{name}#{index}"))
+            out = self.call(modules[name], "", given[1], *given[0])
             answers.append(self._results(out)[0])
         return answers
 
@@ -427,6 +440,29 @@ class Side:
         if isinstance(value, (list, tuple)):
             return tuple(self._encode(item) for item in value)
         return stow(self.array(value), self.spill) if self.is_tensor(value) else value
+
+    def _types(self, value: Any) -> Any:
+        """Types of the tensors in arguments, in the same containers; None for everything else."""
+        if isinstance(value, dict):
+            return {name: self._types(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return tuple(self._types(item) for item in value)
+        return value.dtype if self.is_tensor(value) else None
+
+    def _retyped(self, value: Any, types: Any) -> Any:
+        """Arguments with tensors of the types that `_types` found; as they are where nothing is known of them."""
+        if isinstance(value, dict):
+            types = types if isinstance(types, dict) else {}
+            return {name: self._retyped(item, types.get(name)) for name, item in value.items()}
+        if isinstance(value, (list, tuple)) and not hasattr(
+            value, "_fields"
+        ):  # a TokenLayout holds no tensors
+            types = types if isinstance(types, tuple) and len(types) == len(value) else (None,) * len(value)
+            return type(value)(map(self._retyped, value, types))
+        if not self.is_tensor(value) or types is None or value.dtype == types:
+            return value
+        floats = all("float" in str(kind).lower() for kind in (value.dtype, types))
+        return self.cast(value, types) if floats else value
 
     def _results(self, out: Any) -> tuple[list[Any], list[str]]:
         if out is None:  # a function that fills parameters (init_weights): its result is the parameters

@@ -19,13 +19,41 @@ CASES = [
         dict(q=normal(6, 5, 16), k=normal(6, 7, 16), v=normal(6, 7, 16), bias=BIAS),
         name="bias",
     ),
-    # The fused form; on the CPU the port composes it. In half precision the two round differently often.
+    # The fused form. On the CPU the port composes it. In native half precision the device's kernel computes it, unless
+    # there is an additive bias, which it does not take: heads of 72 are filled up to 80, a mask is turned round.
     Case(
         "DotProductAttention",
         dict(head_dim=16, form="flash"),
         dict(q=normal(6, 5, 16), k=normal(6, 7, 16), v=normal(6, 7, 16), bias=BIAS),
         name="flash",
         dtypes=("fp64", "fp32"),
+    ),
+    Case(
+        "DotProductAttention",
+        dict(head_dim=72, form="flash"),
+        dict(q=normal(6, 5, 72), k=normal(6, 7, 72), v=normal(6, 7, 72)),
+        name="flash_wide",
+    ),
+    Case(
+        "DotProductAttention",
+        dict(head_dim=16, form="flash"),
+        dict(
+            q=normal(6, 5, 16),
+            k=normal(6, 7, 16),
+            v=normal(6, 7, 16),
+            bias=array([[True] * 3 + [False] * 4, [True] * 7]),
+        ),
+        name="flash_mask",
+    ),
+    # Logits of hundreds, whose rounding to half precision would move weights by tens of percent: fused, they are not
+    # rounded (flash_rounded_inside).
+    Case(
+        "DotProductAttention",
+        dict(head_dim=72, form="flash"),
+        dict(q=normal(6, 50, 72, scale=6.0), k=normal(6, 70, 72, scale=6.0), v=normal(6, 70, 72)),
+        name="probe_fused",
+        dtypes=("fp16", "bf16"),
+        probe="roundings inside the fused kernel",
     ),
     # 4096 equal logits: a float16 running sum stalls at 2048 and doubles every weight.
     Case(

@@ -20,6 +20,12 @@ def net(name, init=None, inputs=None, **rest):
 CASES = [
     net("none"),
     net("class", dict(condition="class"), dict(y=array([2, 7]))),
+    net(
+        "flash",
+        dict(condition="class", attention="flash"),
+        dict(y=array([2, 7])),
+        dtypes=("fp16", "bf16"),
+    ),
     net("dropped", dict(condition="class"), dict(y=array([2, 5]), drop_ids=array([False, True]))),
     net("text", dict(condition="text"), dict(text_embedding=normal(2, 77, 768, scale=0.2))),
     net("joint", inputs=dict(x=normal(2, 5, 4, 8, 12), use_image_num=2)),

@@ -120,6 +120,29 @@ MUTANTS = [
         note="half-precision logits are on the grid already",
     ),
     mutant(
+        "flash_rounded_inside",
+        "the fused form rounds query, logits and weights, as the composed one does",
+        "attention.DotProductAttention-probe_fused",
+        gates("-", "G3"),
+        (
+            "attention.DotProductAttention.__init__",
+            'self.inside = Precision() if form == "flash" and precision.emulated else precision',
+            "self.inside = precision",
+        ),
+        note="float32 has nothing to round",
+    ),
+    mutant(
+        "fused_mask_turned",
+        "the mask of the fused form says which keys to drop, as the kernel's own does",
+        "attention.DotProductAttention-flash_mask",
+        NUMBERS,
+        (
+            "attention.DotProductAttention.construct",
+            "(1 - bias.astype(p.island_dtype)) * MASKED",
+            "bias.astype(p.island_dtype) * MASKED",
+        ),
+    ),
+    mutant(
         "bias_before_scale",
         "the mask's bias scaled together with the logits",
         ("attention.DotProductAttention-probe_soft_bias", "attention.DotProductAttention-bias"),

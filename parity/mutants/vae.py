@@ -178,7 +178,7 @@ MUTANTS = [
         "vae_layers.FrameConv3d",
         NUMBERS,
         (
-            "vae_layers._conv3d_stacked",
+            "vae_layers._conv_frames",
             "weight.reshape(out_channels, C, k)",
             "ops.flip(weight.reshape(out_channels, C, k), (2,))",
         ),

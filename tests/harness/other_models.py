@@ -182,6 +182,63 @@ def gated_port(bug=""):
     return Net()
 
 
+def attending_reference(bug=""):
+    """Two blocks of one kind, two results, a layer that is never called. (B, 6) -> (B, 6), (B,)."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.k_proj = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+            self.fc = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return x + self.fc(torch.softmax(self.q_proj(x) @ self.k_proj(x).T, -1) @ x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Block() for _ in range(2))
+            self.idle = nn.Linear(5, 3)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x, x.mean(1)
+
+    return Net()
+
+
+def attending_port(bug=""):
+    """The same under other names. bug: "exchanged" queries and keys, a wrong "second" result, "nothing" returned."""
+    from mindspore import nn, ops
+
+    class Layer(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.to_q, self.to_k = nn.Dense(6, 6, has_bias=False), nn.Dense(6, 6, has_bias=False)
+            self.down = nn.Dense(6, 6)
+
+        def construct(self, x):
+            q, k = (self.to_k, self.to_q) if bug == "exchanged" else (self.to_q, self.to_k)
+            return x + self.down(ops.matmul(ops.softmax(ops.matmul(q(x), k(x).T), -1), x))
+
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.CellList([Layer() for _ in range(2)])
+            self.unused = nn.Dense(5, 3)
+
+        def construct(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            if bug != "nothing":
+                return x, x.mean(1) * (1.001 if bug == "second" else 1)
+
+    return Net()
+
+
 def mapping_reference(bug=""):
     """Results in mappings, one inside another, and of a layer; None is no result. (B, 6) -> mapping of (B, 4)."""
     from torch import nn

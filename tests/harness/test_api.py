@@ -261,6 +261,61 @@ def test_a_pairing_against_equal_names_is_a_warning_with_the_remedy(pool, bug, l
     assert {"G1", "G2"} <= gates_of(api.run(replace(gated, weights=remedy), pool=pool))
 
 
+ATTENDING = replace(
+    NET, reference=f"{MODELS}:attending_reference", port=f"{MODELS}:attending_port", gradients=False
+)
+
+
+@pytest.mark.parametrize("given", ["auto", {"blocks": "layers"}, {"blocks.0": "layers.0"}])
+def test_blocks_of_one_kind_are_told_apart_and_idle_layers_are_said(pool, given):
+    outcome = api.run(replace(ATTENDING, weights=given), pool=pool)
+    assert outcome.passed, "\n".join(outcome.lines)
+    assert outcome.pairing.layers["blocks.1.q_proj"] == "layers.1.to_q"
+    assert outcome.lines[-1] == "WARNING: never called with these inputs, so not judged: idle"
+
+
+def test_an_exchange_that_probing_undoes_is_a_warning(pool):
+    outcome = api.run(replace(ATTENDING, config=dict(bug="exchanged")), pool=pool)
+    said = [line for line in outcome.lines if line.startswith("WARNING: ")]
+    line = (
+        "blocks.0.q_proj.weight -> layers.0.to_k.weight (by probe) although its name fits another one better"
+    )
+    assert outcome.passed and f"WARNING: {line}" in said and "exchanges these" in said[-1]
+    q, k = ({f"blocks.{i}.{a}": f"layers.{i}.to_{a[0]}" for i in (0, 1)} for a in ("q_proj", "k_proj"))
+    mapped = replace(ATTENDING, config=dict(bug="exchanged"), weights={**q, **k})
+    assert {"G1", "G2"} <= gates_of(api.run(mapped, pool=pool))
+
+
+def test_of_several_results_the_wrong_one_is_shown(pool):
+    wrong = replace(ATTENDING, config=dict(bug="second"), weights={"blocks": "layers"}, dtypes=())
+    outcome = api.run(wrong, pool=pool)
+    (result,) = outcome.results
+    assert result.failures[0].reason.endswith("; of its 2 results number 2 is the worst")
+    assert (
+        all(len(line.partition("]")[0].split(",")) == 1 for line in result.worst) and len(result.worst) == 3
+    )
+
+
+def test_a_port_that_returns_nothing_is_a_failure_not_a_crash(pool):
+    wrong = replace(ATTENDING, config=dict(bug="nothing"), weights={"blocks": "layers"})
+    with pytest.raises(api.ComparisonError, match=r"port .* returns nothing; expected a tensor"):
+        api.run(wrong, pool=pool)
+
+
+def test_a_worker_that_died_does_not_spoil_the_next_comparison(pool):
+    worker = pool.get("mindspore", "CPU", "fp32")
+    worker.kill()
+    worker._process.wait()
+    assert api.run(replace(NET, gradients=False, semantics=False), pool=pool).passed
+
+
+def test_a_pair_of_layers_whose_results_differ_is_refused(pool):
+    with pytest.raises(
+        api.ComparisonError, match=r"layers: up goes to out, whose results are 7x4 instead of 7x8"
+    ):
+        api.run(replace(NET, layers={"up": "out"}), pool=pool)
+
+
 @pytest.mark.parametrize(
     ("bug", "gates"),
     [("", set()), ("tuple", set()), ("exchanged", {"G1", "G2", "G5"}), ("renamed", {"G0 keys"})],

@@ -405,6 +405,14 @@ def test_a_wrong_choice_is_one_line_and_leaves_nothing(words, message, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["--inside", "blocks.9"], ["--sample", "9", "--full", "blocks.O.atn"]])
+def test_names_that_fit_nothing_are_refused_before_anything_runs(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "_record_run", lambda *args: pytest.fail("hours of runs"))
+    chosen = ["--output", str(tmp_path / "out"), "--case", "layers.Linear", "--dtype", "fp32"]
+    assert record.main([*chosen, *words]) == 2
+    assert f"{words[-2]} {words[-1]} fits no" in capsys.readouterr().err
+
+
 def test_a_damaged_bundle_is_refused_by_the_command(bundle, tmp_path, capsys):
     folder = altered(bundle, tmp_path / "altered", lambda manifest: None)
     edit(folder / ANSWERS, b"float32", b"float64")

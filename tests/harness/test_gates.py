@@ -2,6 +2,7 @@
 """The judge judged: metrics and verdicts on literal arrays, no framework."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,7 +194,8 @@ def test_merge_takes_the_worst_output():
     good, bad = metrics(e_c=1e-7, e_r=1e-7), metrics(e_c=9e-6, e_r=1e-6)
     assert gates.merge([good, bad]).e_c == gates.merge([bad, good]).e_c == 9e-6
     broken = metrics(problem="NaN")
-    assert gates.merge([bad, broken]) is broken
+    assert gates.merge([bad, broken]) == replace(broken, which=1)
+    assert [gates.merge(parts).which for parts in ([good, bad], [bad, good])] == [1, 0]
 
 
 def test_merge_is_not_distracted_by_an_exact_control():

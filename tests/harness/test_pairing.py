@@ -12,6 +12,7 @@ from parity.harness.pairing import (
     canonical,
     content,
     describe_layer,
+    exchanged,
     fits,
     overruled,
     pair_layers,
@@ -211,11 +212,85 @@ def test_interchangeable_parameters_are_refused():
 def test_another_function_is_refused():
     theirs, ours = parameters(*ROWS), parameters(*OTHER)
     probe = probing(reference, lambda t: np.sin(7 * port(t)), theirs, ours)
-    with pytest.raises(PairingError, match="probing could not tell them apart"):
+    words = "none does what the reference's does: does the port compute something else.*Give a map"
+    with pytest.raises(PairingError, match=words):
         pair_parameters(theirs, ours, probe=probe)
     probe = probing(reference, lambda t: port(t)[:-1], theirs, ours)
     with pytest.raises(PairingError, match="the outputs have 30 and 29 elements"):
         pair_parameters(theirs, ours, probe=probe)
+
+
+def reacting(distances):
+    """Signatures in which the parameters of both sides are so far from each other: (theirs, ours) -> distance."""
+
+    class Reacting:
+        problem = ""
+
+        def distance(self, theirs, ours, transposed):
+            return distances[theirs.name, ours.name]
+
+    return lambda left, right: Reacting()
+
+
+@pytest.mark.parametrize(
+    ("best", "other", "paired"), [(1e-6, 0.3, True), (1e-3, 0.3, False), (1e-3, 0.5, True)]
+)
+def test_a_candidate_is_apart_if_it_is_far_or_a_thousand_times_as_far(best, other, paired):
+    theirs = parameters(*linear("a", 5, 5, bias=False), *linear("b", 5, 5, bias=False))
+    ours = parameters(*linear("x", 5, 5, bias=False), *linear("y", 5, 5, bias=False))
+    names = [("a.weight", "x.weight"), ("b.weight", "y.weight")]
+    distances = {(p.name, q.name): best if (p.name, q.name) in names else other for p in theirs for q in ours}
+    # a square matrix fits in both orientations, and these signatures do not tell which: take one away
+    theirs, ours = ([Parameter(p.name, (5, 4), p.kind) for p in side] for side in (theirs, ours))
+    if paired:
+        assert pairs(pair_parameters(theirs, ours, probe=reacting(distances))) == dict(names)
+        return
+    with pytest.raises(PairingError, match="probing could not tell them apart"):
+        pair_parameters(theirs, ours, probe=reacting(distances))
+
+
+def test_below_a_prefix_of_the_map_the_other_rules_go_on():
+    """Two blocks of one kind under other names: the map says which block is which, the shapes say the rest."""
+    theirs = parameters(*linear("blocks.0.up", 8, 3), *linear("blocks.1.up", 8, 3), *linear("head", 8, 3))
+    ours = parameters(*linear("top", 8, 3), *linear("layers.0.a", 8, 3), *linear("layers.1.a", 8, 3))
+    given = {"blocks.0": "layers.1", "blocks.1": "layers.0"}
+    links = pair_parameters(theirs, ours, given)
+    assert {n: o for n, o in pairs(links).items() if n.endswith("weight")} == {
+        **{"blocks.0.up.weight": "layers.1.a.weight", "blocks.1.up.weight": "layers.0.a.weight"},
+        "head.weight": "top.weight",  # what a prefix claims is nobody else's
+    }
+    assert {link.by for link in links} == {"shape"}
+    with pytest.raises(PairingError, match="cannot be paired for sure"):
+        pair_parameters(theirs, ours)
+    with pytest.raises(
+        PairingError, match=r"blocks\.0\.up\.weight to layer\.0\.up\.weight, which the port does not"
+    ):
+        pair_parameters(theirs, ours, {"blocks": "layer"})
+
+
+@pytest.mark.parametrize(
+    ("made", "names"),
+    [
+        ({"b.0.q_proj": "l.0.to_k", "b.0.k_proj": "l.0.to_q"}, ["b.0.q_proj.w", "b.0.k_proj.w"]),
+        ({"b.0.fc": "l.1.ff", "b.1.fc": "l.0.ff"}, ["b.0.fc.w", "b.1.fc.w"]),
+        ({"b.0.q_proj": "l.0.to_q", "b.0.k_proj": "l.0.to_k"}, []),
+        ({"0": "2", "2": "0"}, []),  # indices of Sequentials
+        ({"b.0.fc1": "l.0.up", "b.0.fc2": "l.0.down"}, []),  # the names tell nothing
+    ],
+)
+def test_pairs_that_fit_their_names_better_the_other_way_round_are_found(made, names):
+    links = [Link(f"{a}.w", f"{b}.w", (5, 5), (5, 5), by="probe") for a, b in made.items()]
+    assert [link.theirs for link in exchanged(links)] == names
+    assert exchanged([Link(x.theirs, x.ours, x.shape, x.own_shape, by="map") for x in links]) == []
+
+
+def test_what_has_no_candidate_shows_what_the_port_has_left():
+    theirs = parameters(*linear("a", 5, 3, bias=False), *linear("b", 5, 4, bias=False))
+    ours = parameters(*linear("x", 5, 3, bias=False), *linear("y", 6, 4, bias=False))
+    with pytest.raises(
+        PairingError, match=r"b.weight .*no candidate.*Left in the port: y.weight \(6, 4\); remedy"
+    ):
+        pair_parameters(theirs, ours)
 
 
 def test_the_filling_does_not_depend_on_the_orientation_but_the_probe_does():
