@@ -439,14 +439,14 @@ def control_policy(found: Fingerprint, dtype: str = "fp32") -> Policy:
     """The policy for a tested type. name is "none" if no emulation reproduces the device; reason says why.
 
     Half precision: the control rounds once per operation and accumulates in float32, so an accumulator of at least 24
-    bits is required. A half type without kernels is "absent".
+    bits is required. A half type without kernels has "no kernels".
     """
     flush = found.facts.get("fp32 subnormals") == "flushed to zero"
     matmul, conv = (found.format("matmul"), found.format("conv")) if dtype == "fp32" else (dtype, dtype)
     bits = found.facts.get(f"{dtype} matmul accumulator bits")
     if bits is None:
         reason = found.missing.get(f"{dtype} matmul accumulator bits", f"the {dtype} probes were not run")
-        name = "none" if dtype == "fp32" else "absent"
+        name = "none" if dtype == "fp32" else "no kernels"
         return Policy(name, matmul, conv, "fp32", flush, reason)
     if bits < 24:
         reason = f"products of {dtype} are added in {accumulator(bits)}; the control adds in float32"
@@ -504,7 +504,7 @@ def choose_control(found: Fingerprint, dtype: str) -> Control:
     no control reproduces is judged by plain torch: that may ask more of it than it can give, never less.
     """
     wide, own = control_policy(found), control_policy(found, dtype)
-    if own.name == "absent":
+    if own.name == "no kernels":
         return Control("absent", {}, own.reason)
     for policy in (own, wide):
         if policy.name == "none":

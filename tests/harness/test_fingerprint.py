@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from parity import fingerprint as command
-from parity.harness.backends import Worker
+from parity.harness.backends import Worker, WorkerError
 from parity.harness.emulate import to_grid
 from parity.harness.fingerprint import (
     DTYPES,
     changes,
+    choose_control,
     control_policy,
     error_ratios,
     facts_of,
@@ -23,6 +24,7 @@ from parity.harness.fingerprint import (
     read,
 )
 from parity.harness.fingerprint_devices import DEVICES, GRIDS, EmulatedDevice, round_to
+from parity.harness.runner import Session
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,57 @@ def test_numpy_on_this_machine_is_float32():
     assert found.facts["fp32 subnormals"] == "kept" and found.facts["fp32 exp worst ulp"] < 4
     assert found.missing["fp32 conv left bits"] == "not asked"
     assert found.format("conv") == "unknown (0 bits, exponent ? bits)"
+
+
+# --- devices that lack something, or take a short way
+
+
+class Shortcut(EmulatedDevice):
+    """Multiplies where a product has a single term, as libraries do: exactly, whatever the unit for products does."""
+
+    def _product(self, op, dtype, left, right):
+        if op == "conv":
+            left, right = left.reshape(len(left), -1), right.reshape(len(right), -1).T
+        if left.shape[1] == 1 or len(left) == 1 or right.shape[1] == 1:
+            return (left.astype(np.float64) @ right).astype(np.float32)
+        return super()._product(
+            "matmul" if op == "matmul" else "conv", dtype, left, right.T if op == "conv" else right
+        )
+
+
+@pytest.mark.parametrize("format", ["HF32", "bf16"])
+def test_the_unit_is_probed_that_nets_of_usual_size_use(format):
+    found = read(Shortcut("short", matmul=format, conv=format))
+    assert found.format("matmul") == found.format("conv") == format
+
+
+def lacking(*what):
+    """A device of true float32 without kernels of some operations or types."""
+
+    def answer(op, dtype, arrays):
+        if op in what or dtype in what:
+            raise LookupError("no such kernel")
+        return DEVICES["fp32"](op, dtype, arrays)
+
+    return read(answer)
+
+
+@pytest.mark.parametrize("unit", ["matmul", "conv"])
+def test_a_device_that_cannot_multiply_in_float32_has_no_control_and_says_why(unit):
+    policy = control_policy(lacking(unit))
+    assert policy.name == "none" and "no such kernel" in policy.reason
+    assert choose_control(lacking(unit), "fp32").kind == "strict"
+
+
+def test_a_type_that_the_device_does_not_compute_in_is_refused_with_the_remedy():
+    found = lacking("bf16")
+    assert [choose_control(found, dtype).kind for dtype in DTYPES] == ["plain", "plain", "absent"]
+    session = Session(device="Ascend", fingerprints=dict.fromkeys(DTYPES, found))
+    assert session.control("fp16").kind == "plain"
+    with pytest.raises(
+        WorkerError, match=r"Ascend does not compute in bf16 \(no such kernel\); remedy: leave bf16 out"
+    ):
+        session.control("bf16")
 
 
 # --- readings that the devices above do not reach
