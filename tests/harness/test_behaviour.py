@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from parity.harness.behaviour import (
+    depth,
     judge,
     judge_drift,
     judge_graph,
@@ -63,6 +64,29 @@ def test_the_limit_is_a_multiple_of_the_control_and_of_the_depth():
         taps = {tap.tap: tap for tap in judge(ours, theirs, exact, "fp32", "CPU", 1)}
         # three times the control's 1e-7, or a random walk of 2 blocks at 4 units: 3 * sqrt(2) * 2^-22 = 1.0e-6
         assert taps["w3#0"].failed != passes and not taps["w1#0"].failed
+
+
+@pytest.mark.parametrize(
+    ("form", "blocks", "error", "failed"),
+    [
+        ("CPU", 4, 1.1e-10, True),
+        ("Ascend", 4, 5.0e-7, False),  # 3 sqrt(8) 2^-24 = 5.06e-7
+        ("Ascend", 4, 5.1e-7, True),
+        ("Ascend", 0, 2.5e-7, False),  # 3 sqrt(2) 2^-24 = 2.53e-7
+        ("native norms", 0, 2.6e-7, True),
+    ],
+)
+def test_float64_through_native_layer_norm_may_walk_as_float32_roundings_do(form, blocks, error, failed):
+    exact = {"w": np.arange(1.0, 9.0)}
+    ours = {"w": exact["w"] * (1 + error)}
+    assert judge(ours, exact, exact, "fp64", form, blocks)[0].failed == failed
+
+
+def test_depth_is_read_from_names_or_from_the_number_of_matrices():
+    named = {f"blocks.{i}.attn.qkv.weight": (9, 3) for i in range(3)} | {"head.weight": (3, 3)}
+    assert depth(named) == 3
+    others = {f"layers.{i}.weight": (4, 4) for i in range(9)} | {"layers.0.bias": (4,), "input x": (5, 4)}
+    assert depth(others) == 2 and depth({"fc.bias": (4,)}) == 0
 
 
 def test_a_vanished_gradient_is_compared_with_those_that_are_not():
