@@ -99,10 +99,11 @@ def depth(shapes: dict[str, tuple]) -> int:
 def allowed(metrics: Metrics, dtype: str, form: str, blocks: int, vanished: bool) -> float:
     """The error that a gradient may have: of a run forward and back, so through twice as many blocks.
 
-    A vanished gradient is noise on both sides, of which no more than the order of magnitude can be asked: the
-    limit of single elements applies. Under fp64 the native LayerNorm rounds to float32 on the way forward and on the
-    way back: a random walk of as many steps as in fp32 (`end_limit`), of a unit each instead of four, since all else
-    is float64 (20 seeds of five nets: up to 3.0e-7, where 5.1e-7 are allowed).
+    Few numbers tell the size of an error only roughly (`gates.scatter`). A vanished gradient is noise on both sides, of
+    which no more than the order of magnitude can be asked: the limit of single elements applies. Under fp64 the native
+    LayerNorm rounds to float32 on the way forward and on the way back: a random walk of as many steps as in fp32
+    (`end_limit`), of a unit each instead of four, since all else is float64 (20 seeds of five nets: up to 3.9e-7, where
+    5.1e-7 are allowed).
     """
     if dtype == "fp64":
         if form not in gates.NATIVE_FORMS:
@@ -111,7 +112,7 @@ def allowed(metrics: Metrics, dtype: str, form: str, blocks: int, vanished: bool
     limits = LIMITS[dtype]
     if vanished:
         return max(limits.max_ratio * metrics.e_r, limits.floor)
-    return gates.end_limit(metrics, dtype, 2 * blocks, limits.floor)
+    return gates.end_limit(metrics, dtype, 2 * blocks, limits.floor, gates.scatter(metrics.count))
 
 
 # --- drift over many steps
@@ -123,9 +124,7 @@ DRIFT = 2
 def drift_limit(metrics: Metrics, noise: float, dtype: str) -> float:
     """Allowed error of a state after some steps; noise: that of the twin.
 
-    As in G2, none need be better than the floor of the type: a state may be a handful of numbers, whose errors tell
-    the size of a rounding only roughly. Norms of the gradients of two windows, fp16, 20 seeds: the port up to 2.6 times
-    the control, both far below the floor, which is a quarter of a unit.
+    As in G2, none need be better than the floor of the type, a quarter of a unit in half precision.
     """
     return DRIFT * max(metrics.e_r, noise, LIMITS[dtype].floor)
 

@@ -189,15 +189,12 @@ def judge_training(
 ) -> list[TapResult]:
     """A verdict on every array of `rehearse`; the last one, the weights at the end, is tap "#0".
 
-    The norms of a few steps tell the size of a rounding only roughly, the gradients of which they are the norms tell it
-    well: a norm is no further off than its vector, ||c| - |t|| <= |c - t|, and none need be closer than torch's vector
-    of the first step, as a whole, is to the truth (clipped gradients have lost the part of it along the vector).
+    Few numbers, as the norms of a few steps, tell the size of an error only roughly (`gates.scatter`; norms of five
+    gradients in fp16, 20 seeds: the port up to 2.3 times the control, half of what is allowed).
     """
     names = sorted(name for name in exact if name.startswith("gradient "))
     gradients = [np.asarray(exact[name]) for name in names]
     typical = float(np.median([np.linalg.norm(g) / g.size**0.5 for g in gradients]))
-    whole = [np.concatenate([np.ravel(side[name]) for name in names]) for side in (theirs, theirs, exact)]
-    vector = gates.compare(*whole, dtype, rounded=False).e_r
     blocks = depth({name.removeprefix("gradient "): np.shape(exact[name]) for name in names})
     last = [name for name in exact if name.startswith("weights after")][-1]
     taps = []
@@ -213,15 +210,12 @@ def judge_training(
         if dtype == "fp64" or level == "gradient":
             tap.allowed = allowed(metrics, dtype, form, blocks, vanished)
         else:
-            others = (noise, vector) if name.startswith("grad_norm") else (noise,)
-            tap.allowed = drift_limit(metrics, max(others), dtype)
+            tap.allowed = drift_limit(metrics, noise, dtype) * gates.scatter(metrics.count)
         if metrics.problem or not metrics.e_c <= tap.allowed:
             tap.verdict = "FAIL end"
             tap.reason = metrics.problem or (
                 f"{name}: {metrics.e_c:.1e} off, torch {dtype} {metrics.e_r:.1e}, started one unit away {noise:.1e}; "
                 f"allowed {tap.allowed:.1e} (G5 {dtype} training)"
             )
-            if name.startswith("grad_norm") and not metrics.problem:
-                tap.reason += f"; torch's first gradient as a whole is {vector:.1e} off"
         taps.append(tap)
     return taps

@@ -100,6 +100,5 @@ CASES = [
         ),
         count=5,
         max_grad_norm=0.5,
-        clip_from=1,
     ),
 ]

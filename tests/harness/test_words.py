@@ -187,7 +187,6 @@ def _sample(part):
 PIECES = [
     ("; every layer is right", "ratio 7 above 7{}"),
     ("; the first layer whose", "ratio 7 above 7{}"),
-    ("; torch's first gradient", "ratio 7 above 7{}"),
     ("; of its 7 results", "ratio 7 above 7{}"),
     ("on the reference's input", "float64 results differ by 7 {} (limit 7, G1)"),
     ("at the end of the run", "float64 results differ by 7 {} (limit 7, G1)"),
