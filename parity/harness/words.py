@@ -93,8 +93,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "rule.G3": ("the rule of G2", "与 G2 相同"),
     "rule.G5": (
         "float64 as G1, through native LayerNorm the random walk of its float32 roundings; else the G2 limit of a run "
-        "forward and back, with {DEVIATIONS} standard deviations of chance on top for few numbers; a gradient that is zero "
-        "in exact arithmetic ({VANISHED:.0e} of the typical one) is noise on both sides",
+        "forward and back, with {DEVIATIONS} standard deviations of chance on top for few numbers; a gradient that is "
+        "zero in exact arithmetic ({VANISHED:.0e} of the typical one) is noise on both sides",
         "float64 同 G1, 经过原生 LayerNorm 时按其 float32 舍入的随机游走; 其余按一次前向加反向的 G2 限值, "
         "数目很少时另加偶然起伏的 {DEVIATIONS} 个标准差; "
         "理论上为零的梯度 (小于典型值的 {VANISHED:.0e}) 在两侧都只是噪声",
