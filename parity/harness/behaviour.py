@@ -15,7 +15,7 @@ from parity.harness.backends import WorkerError
 from parity.harness.case import Case
 from parity.harness.emulate import to_grid
 from parity.harness.gates import LIMITS, SEMANTIC, CaseResult, Check, Metrics, TapResult
-from parity.harness.runner import Session, prepare, workers_of
+from parity.harness.runner import Session, prepare, workers_of, worst_elements
 from parity.harness.trace import fetch
 
 PROJECTION = 20240105  # seed of the array that makes a number of a result
@@ -59,6 +59,9 @@ def run_gradients(session: Session, case: Case, dtype: str, form: str = "", muta
         if not wrong:
             blocks = depth({name: fetch(value).shape for name, value in exact.items()})
             result.taps = judge(ours, theirs, exact, dtype, form, blocks)
+            for tap in result.failures[:1]:
+                name = tap.tap.removesuffix("#0")
+                result.worst = worst_elements(*(fetch(side[name]) for side in (ours, theirs, exact)))
     except WorkerError as error:
         crashed(session, workers, result, error)
     result.seconds = time.perf_counter() - began

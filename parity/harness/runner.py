@@ -445,7 +445,7 @@ def _judge_taps(session, case, dtype, form, workers, traces, result):
         sides = evidence.port, evidence.control, evidence.truth
         if len({len(side) for side in sides}) == 1 and len(evidence.truth) > decided:
             arrays = [side[decided] for side in sides]
-            result.worst = _worst(*arrays)
+            result.worst = worst_elements(*arrays)
             if len({array.shape for array in arrays}) == 1:
                 result.histogram = gates.histogram(*arrays)
     if streamed:
@@ -557,7 +557,7 @@ def _arrays(value: Any) -> Any:
     return np.array(value) if isinstance(value, np.memmap) else value
 
 
-def _worst(port: np.ndarray, control: np.ndarray, truth: np.ndarray, count: int = 3) -> list[str]:
+def worst_elements(port: np.ndarray, control: np.ndarray, truth: np.ndarray, count: int = 3) -> list[str]:
     """The elements with the largest error: index, port, reference, truth."""
     c, r, t = (np.asarray(x, np.float64) for x in (port, control, truth))
     if not c.shape == r.shape == t.shape:

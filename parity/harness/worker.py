@@ -37,9 +37,8 @@ class Side:
         self.lazy = self.bound = self.native_half = False
         self.products: dict[str, str] = {}
         self.trainable: list[str] = []
-        self.types: dict[
-            str, Any
-        ] = {}  # tap -> types of its arguments in the last run, in native half precision
+        # In native half precision: tap -> types of its arguments in the last run.
+        self.types: dict[str, Any] = {}
         self.undo: list = []
 
     # --- verbs
@@ -454,9 +453,8 @@ class Side:
         if isinstance(value, dict):
             types = types if isinstance(types, dict) else {}
             return {name: self._retyped(item, types.get(name)) for name, item in value.items()}
-        if isinstance(value, (list, tuple)) and not hasattr(
-            value, "_fields"
-        ):  # a TokenLayout holds no tensors
+        # Named tuples, such as TokenLayout, hold no tensors.
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
             types = types if isinstance(types, tuple) and len(types) == len(value) else (None,) * len(value)
             return type(value)(map(self._retyped, value, types))
         if not self.is_tensor(value) or types is None or value.dtype == types:

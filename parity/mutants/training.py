@@ -194,10 +194,7 @@ MUTANTS = [
     mutant(
         "bound_trains_the_noise",
         "the gradient of the variational bound reaches the predicted noise",
-        (
-            SHORT,
-            "step.TrainingStep-accumulated",
-        ),  # a few percent of a gradient: in bf16 a sum of three shows it
+        (SHORT, WINDOW),  # a few percent of a gradient: in bf16 a sum of three shows it
         TRAINED,
         ("gaussian.GaussianDiffusion.training_losses", "ops.stop_gradient(eps)", "eps"),
     ),

@@ -42,6 +42,7 @@ def test_a_bug_of_the_backward_pass_alone_is_caught(session, dtype):
     result = run_gradients(session, net, dtype, mutant="stopped_gradient")
     failed = {tap.tap.removesuffix("#0") for tap in result.failures}
     assert "blocks.3.adaLN_modulation.1.bias" in failed and "final_layer.linear.bias" not in failed
+    assert len(result.worst) == 3 and result.worst[0].startswith("[")
     assert run_gradients(session, net, dtype).passed
 
 
