@@ -87,6 +87,7 @@ class FakeWorker:
     """Counts its lives instead of starting a process."""
 
     alive: list = []  # noqa: RUF012 (shared on purpose, emptied by the fixture)
+    dead = False
 
     def __init__(self, *key, core):
         self.key, self.core, self.killed = key, core, False
@@ -169,6 +170,13 @@ def test_a_case_takes_three_workers_however_often_it_is_asked(pool, kind, own):
         for framework, dtype in ((own[0], "fp64"), (own[0], "fp32"), (own[1], "fp32"))
     )
     assert [worker.key[0] for worker in workers] == [own[0], own[0], own[1]]
+
+
+def test_a_worker_that_died_is_started_anew(pool):
+    first, other = pool.get("torch", "CPU", "fp32"), pool.get("torch", "CPU", "fp64")
+    first.dead = True
+    assert pool.get("torch", "CPU", "fp32") is not first and pool.get("torch", "CPU", "fp64") is other
+    assert pool.get("torch", "CPU", "fp32") is pool.get("torch", "CPU", "fp32")
 
 
 def test_only_ports_are_pinned(pool):
