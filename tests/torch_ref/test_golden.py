@@ -9,7 +9,9 @@ from tests.helpers import GOLDEN_CASES, golden_case, relative_l2
 from torch_ref.models.latte import Latte
 from torch_ref.models.latte_t2v import LatteT2V
 
-TOLERANCE = 1e-6  # float32 on both sides; 4 blocks accumulate a few units in the last place (6e-8 each)
+# float32 on both sides: a random walk of 4 units a block through 4 blocks, as gate G2 allows a whole net, 1.4e-6. On an
+# Intel Xeon 1.04e-6 is measured behind guidance; the vectors come from an AMD EPYC, whose products differ.
+TOLERANCE = 3 * 4**0.5 * 4 * 2.0**-24
 FAMILIES = {"Latte": Latte, "LatteT2V": LatteT2V}
 
 
